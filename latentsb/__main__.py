@@ -1,0 +1,5 @@
+"""`python -m latentsb`."""
+
+from latentsb.cli import main
+
+main()

@@ -1,0 +1,141 @@
+"""The contract of autoencoders: images in, normalised latents out.
+
+Raw latents exist only inside an autoencoder and in the cache; everything outside sees normalised ones. A
+pretrained model's own scale and shift are therefore never applied: the normaliser, fitted on a full pass over the
+training data in float64 and stored with the autoencoder, takes their place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from latentsb.normalisers import Channel, Normaliser, Statistics
+from latentsb.randomness import Draws
+from latentsb.registry import Registry
+from latentsb.tensors import Spec
+from latentsb.trainable import Trainable
+
+__all__ = ["AUTOENCODERS", "Autoencoder", "Moments"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Raw posterior of an encoder.
+
+    Args:
+        mean: shape (B, *latent.shape), not normalised.
+        std: same shape, or None for a deterministic encoder.
+    """
+
+    mean: Tensor
+    std: Tensor | None = None
+
+
+class Autoencoder(Trainable):
+    """Maps images to latents and back; write `latent`, `moments` and `raw_decode`.
+
+    Constructors take the image's shape first, which the builder gives: `__init__(self, images: Spec, *, …)`, and
+    hand the recipe's normaliser on.
+
+    Attributes:
+        images: shape of one image.
+        latent: shape of one latent.
+        normaliser: how latents are normalised.
+        trained: weights come from a file or from nowhere (identity), so no training stage is needed before use.
+        latent_dtype: what the cache may store latents in without loss that matters.
+        bounded: decoded images are clamped to [-1, 1].
+        is_identity: raw latents are the samples themselves, so that nothing is gained by caching them.
+    """
+
+    needs_images = True
+
+    images: Spec
+    latent: Spec
+    trained: bool = False
+    latent_dtype: torch.dtype = torch.float16
+
+    def __init__(self, images: Spec, latent: Spec, *, normaliser: Normaliser = Channel()) -> None:
+        super().__init__()
+        self.images, self.latent, self.normaliser = images, latent, normaliser
+        affine = (latent.shape[0], *(1,) * (len(latent.shape) - 1))
+        self.register_buffer("shift", torch.zeros(affine))
+        self.register_buffer("scale", torch.ones(affine))
+        self.register_buffer("fitted", torch.tensor(not self.normaliser.fits))
+        self.shift: Tensor
+        self.scale: Tensor
+        self.fitted: Tensor
+
+    @abstractmethod
+    def moments(self, images: Tensor) -> Moments:
+        """Raw latents of images (B, C, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def raw_decode(self, raw: Tensor) -> Tensor:
+        """Images (B, C, H, W), about [-1, 1], of raw latents."""
+
+    @final
+    def encode(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        """Normalised latents; the posterior mean without draws, a posterior sample with them."""
+        found = self.moments(images)
+        raw = found.mean
+        if draws is not None and found.std is not None:
+            raw = raw + found.std * draws.normal("posterior", raw)
+        return self.normalise(raw)
+
+    @final
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images of normalised latents, clamped to [-1, 1] where the autoencoder is `bounded`."""
+        images = self.raw_decode(self.denormalise(latents))
+        return images.clamp(-1.0, 1.0) if self.bounded else images
+
+    @final
+    def round_trip(self, images: Tensor) -> Tensor:
+        """`decode(encode(images))`, without gradients: what the autoencoder itself loses."""
+        with torch.no_grad():
+            return self.decode(self.encode(images))
+
+    @final
+    def normalise(self, raw: Tensor) -> Tensor:
+        """`(raw − shift) / scale`."""
+        return (raw - self.shift.to(raw.dtype)) / self.scale.to(raw.dtype)
+
+    @final
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """`latents · scale + shift`."""
+        return latents * self.scale.to(latents.dtype) + self.shift.to(latents.dtype)
+
+    @final
+    def fit_normaliser(self, raws: Iterable[Tensor]) -> None:
+        """Fit the normaliser over a full pass of raw latents (B, *latent.shape), in float64."""
+        if self.normaliser.fits:
+            self.use_statistics(Statistics.over(raws))
+
+    @final
+    def use_statistics(self, found: Statistics) -> None:
+        """Fit the normaliser to statistics that are already known, from a latent cache for example."""
+        shift, scale = self.normaliser.affine(found)
+        self.shift.copy_(shift.reshape(self.shift.shape))
+        self.scale.copy_(scale.reshape(self.scale.shape))
+        self.fitted.fill_(True)
+
+    def fingerprint(self) -> str:
+        """sha256 over names, types, shapes and bytes of the weights, so that a latent cache knows what wrote it.
+
+        The normaliser is left out: caches hold raw latents.
+        """
+        digest = hashlib.sha256(type(self).__qualname__.encode())
+        for name, value in sorted(self.state_dict().items()):
+            if name not in ("shift", "scale", "fitted"):
+                digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+AUTOENCODERS: Registry[Autoencoder] = Registry("autoencoder", Autoencoder)

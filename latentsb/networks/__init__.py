@@ -1,0 +1,1 @@
+"""Networks: what maps states, times and conditions to predictions."""

@@ -1,0 +1,99 @@
+"""Contracts of networks, encoders and endpoint decoders."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from latentsb.registry import Registry
+from latentsb.tensors import Condition, Spec
+
+__all__ = ["DECODERS", "ENCODERS", "NETWORKS", "Decoder", "Encoder", "Network"]
+
+
+class Network(nn.Module, ABC):
+    """A function of a state, a time and conditions.
+
+    The shape of a condition decides how it enters: a label (`classes`) by an embedding table, a vector by the
+    adaptive norm, a tensor with the state's spatial shape by concatenation of channels. Where a condition is
+    absent, a learned null stands in.
+
+    Args:
+        x: shape of the state.
+        cond: shapes of the conditions that this network shall use, by name.
+        out: shape of the prediction; that of x if None.
+    """
+
+    def __init__(self, x: Spec, cond: Mapping[str, Spec] | None = None, out: Spec | None = None) -> None:
+        super().__init__()
+        self.x_spec, self.cond_spec, self.out_spec = x, dict(cond or {}), out or x
+        self.calls = 0
+        self.register_forward_pre_hook(_count)
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Names of the conditions that this network reads."""
+        return frozenset(self.cond_spec)
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Predict.
+
+        Args:
+            x: shape (B, *x.shape).
+            t: the bridge's time feature (ln(sigma)/4 or t itself), float, shape (B,) or ().
+            cond: must hold every name in `uses`.
+
+        Returns:
+            Shape (B, *out.shape).
+        """
+
+
+def _count(module: nn.Module, args: object) -> None:
+    assert isinstance(module, Network)
+    module.calls += 1
+
+
+class Encoder(nn.Module, ABC):
+    """Maps a latent or an image to a vector; z of an encoding bridge.
+
+    Args:
+        x: shape of the input.
+        dim: length of the output.
+    """
+
+    def __init__(self, x: Spec, dim: int) -> None:
+        super().__init__()
+        self.x_spec, self.dim = x, dim
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (B, *x.shape) to (B, dim)."""
+
+
+class Decoder(nn.Module, ABC):
+    """Maps a code to a tensor of the latent's shape; the endpoint x1 of an encoding bridge.
+
+    Args:
+        dim: length of the code.
+        out: shape of the output.
+    """
+
+    def __init__(self, dim: int, out: Spec) -> None:
+        super().__init__()
+        self.dim, self.out_spec = dim, out
+
+    @abstractmethod
+    def forward(self, z: Tensor) -> Tensor:
+        """Shape (B, dim) to (B, *out.shape); unbounded."""
+
+
+NETWORKS: Registry[Network] = Registry(
+    "network",
+    Network,
+    homes=("latentsb.networks.transformer", "latentsb.networks.mlp"),
+)
+ENCODERS: Registry[Encoder] = Registry("encoder", Encoder, homes=("latentsb.networks.encoder",))
+DECODERS: Registry[Decoder] = Registry("decoder", Decoder, homes=("latentsb.networks.decoder",))

@@ -1,0 +1,1 @@
+"""Process mathematics: references, marginals, conversions, preconditioning, times, paths, couplings."""

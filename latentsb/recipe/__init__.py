@@ -1,0 +1,1 @@
+"""Recipes: YAML to typed objects, every problem at once."""

@@ -1,0 +1,1 @@
+"""Solvers, grids of times, and starts."""
