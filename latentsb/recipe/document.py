@@ -1,0 +1,315 @@
+"""A recipe: sections and parts, bound, with every default filled in.
+
+Mistakes are told in this order. What is no YAML is told at once. Mistakes of sections (an unknown key of `train`, a
+bridge that no room has) are told at once too, without importing torch, as long as nothing asks for the parts to be
+looked at: no `imports` and no override inside a part. Otherwise everything is collected and told together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from latentsb.errors import Problem, RecipeError, nearest
+from latentsb.recipe.annotations import Wrong, check, found, plain
+from latentsb.recipe.binding import Binder
+from latentsb.recipe.imports import Import, load_import
+from latentsb.recipe.merge import override
+from latentsb.recipe.nodes import Node, dump
+from latentsb.recipe.part import Part
+from latentsb.recipe.sections import Preview, Seed, Stage, TrainSettings
+from latentsb.recipe.sources import Source, find, node_in_run, read, read_text
+from latentsb.registry import REGISTRIES, files_of, rooms
+
+__all__ = ["PARTS", "SECTIONS", "Recipe"]
+
+# kind of part -> where its contract is. These modules import torch.
+PARTS = {
+    "data": ("latentsb.data.source", "Source"),
+    "autoencoder": ("latentsb.autoencoder", "Autoencoder"),
+    "bridge": ("latentsb.bridge", "Bridge"),
+    "solver": ("latentsb.solvers.base", "Solver"),
+}
+DEFAULT_PARTS = {"autoencoder": "identity", "solver": "heun"}
+SECTIONS = ("extends", "imports", "name", "about", "seed", *PARTS, "train", "stages", "preview")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+TRAINED = re.compile(r"autoencoder|bridge(\.[a-z_][a-z0-9_]*)*")
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """An experiment: what is trained on what, how, and how samples are made.
+
+    Args:
+        name: of the experiment; the file's name unless the recipe gives one.
+        about: one line for `latentsb list recipes`.
+        seed: of every random draw.
+        data: where samples come from.
+        autoencoder: between images and latents.
+        bridge: the method.
+        solver: how samples are made.
+        train: settings that all stages share.
+        stages: trainings in their order.
+        preview: the picture that shows how training goes.
+        imports: files and modules that were imported for it.
+        hashes: sha256 of each import's source, by file or module name.
+        text: the file as given.
+        overrides: as given.
+    """
+
+    name: str
+    about: str
+    seed: int
+    data: Part
+    autoencoder: Part
+    bridge: Part
+    solver: Part
+    train: TrainSettings
+    stages: tuple[Stage, ...]
+    preview: Preview
+    imports: tuple[Path | str, ...] = ()
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    text: str = ""
+    overrides: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, recipe: str | Path, overrides: Sequence[str] = (), imports: Iterable[str | Path] = ()) -> Recipe:
+        """Read and bind a recipe.
+
+        Args:
+            recipe: a file, or the name of a shipped recipe.
+            overrides: `key=value` and `~key`, in their order.
+            imports: further files or modules, relative to the working directory.
+
+        Raises:
+            RecipeError: with every problem at once.
+        """
+        return _bind(read(find(recipe)), tuple(overrides), imports)
+
+    @classmethod
+    def parse(
+        cls,
+        text: str | bytes,
+        overrides: Sequence[str] = (),
+        imports: Iterable[str | Path] = (),
+        *,
+        label: str = "recipe",
+        folder: Path | None = None,
+    ) -> Recipe:
+        """Bind a recipe that is given as text.
+
+        Args:
+            text: YAML.
+            overrides: as for `load`.
+            imports: as for `load`.
+            label: the recipe's name, and the name of the text in messages.
+            folder: what paths in the text are relative to; the working directory if None.
+
+        Raises:
+            RecipeError: with every problem at once.
+        """
+        return _bind(read_text(text, label, folder or Path(), label), tuple(overrides), imports)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The four parts by section."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default, as JSON; `Recipe.load` of it gives an equal recipe."""
+        return {
+            "name": self.name,
+            "about": self.about,
+            "imports": [plain(target) for target in self.imports],
+            "seed": self.seed,
+            **{name: part.plain() for name, part in self.parts.items()},
+            "train": plain(self.train),
+            "stages": [{"train": stage.train, **stage.changes} for stage in self.stages],
+            "preview": plain(self.preview),
+        }
+
+    def resolved_text(self) -> str:
+        """`resolved` as YAML."""
+        return dump(self.resolved())
+
+    @property
+    def hash(self) -> str:
+        """sha256 of everything that decides the result: not the name, nor where imported files lie."""
+        return hashlib.sha256(json.dumps(self._essence(), sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
+        """Dotted keys in which two recipes differ, with both values; None stands for an absent key."""
+        return dict(_differences("", self._essence(), other._essence()))
+
+    def _essence(self) -> dict[str, Any]:
+        keep = {name: value for name, value in self.resolved().items() if name not in ("name", "about")}
+        return {**keep, "imports": dict(self.hashes)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.name == other.name and not self.differences(other)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.hash))
+
+
+def _differences(key: str, ours: Any, theirs: Any) -> Iterable[tuple[str, tuple[Any, Any]]]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        if ours.get("name") != theirs.get("name"):
+            yield f"{key}.name", (ours.get("name"), theirs.get("name"))
+            return
+        for name in [*ours, *(n for n in theirs if n not in ours)]:
+            inner = f"{key}.{name}" if key else name
+            yield from _differences(inner, ours.get(name), theirs.get(name))
+    elif ours != theirs or type(ours) is not type(theirs):
+        yield key, (ours, theirs)
+
+
+def _bind(source: Source, overrides: tuple[str, ...], more: Iterable[str | Path]) -> Recipe:
+    binder = Binder(node_in_run)
+    tree = source.tree
+    for text in overrides:
+        try:
+            tree = override(tree, [text])
+        except RecipeError as error:
+            binder.problems += error.problems
+    imports = [*source.imports, *(Import.of(str(entry), Path(), f"--import {entry}") for entry in more)]
+    assert isinstance(tree.value, dict)
+    top = tree.value
+    fixed = _sections(binder, top, tree.where, source.name)
+    inside_parts = any(text.removeprefix("~").partition("=")[0].split(".")[0] in PARTS for text in overrides)
+    if not imports and not inside_parts:
+        _unknown_words(binder, top)
+        if binder.problems:
+            early = _error(binder, overrides)
+            early.add_note("The keys inside the parts are checked once these are right.")
+            raise early
+    hashes = _import_all(binder, imports)
+    parts = _bind_parts(binder, top)
+    if binder.problems:
+        raise _error(binder, overrides)
+    return Recipe(
+        **fixed,
+        **parts,
+        imports=tuple(entry.target for entry in imports),
+        hashes=hashes,
+        text=source.text,
+        overrides=overrides,
+    )
+
+
+def _sections(binder: Binder, top: Mapping[str, Node], where: str, name: str) -> dict[str, Any]:
+    for key, node in top.items():
+        if key not in SECTIONS or key in ("extends", "imports"):
+            hint = nearest(key, SECTIONS) or f" Sections: {', '.join(SECTIONS)}"
+            fault = "cannot be given here" if key in SECTIONS else f"unknown section.{hint}"
+            binder.tell(node.place, key, fault)
+    for key in PARTS:
+        close = any(f"'{key}'" in nearest(other, SECTIONS) for other in top if other not in SECTIONS)
+        if key not in top and key not in DEFAULT_PARTS and not close:
+            binder.tell(where, key, f"missing section; expected the name of a {key}, or a mapping with 'name'")
+    train = binder.section(TrainSettings, top.get("train"), "train")
+    return {
+        "name": _value(binder, top, "name", str, name),
+        "about": _value(binder, top, "about", str, ""),
+        "seed": _value(binder, top, "seed", Seed, 0),
+        "train": train,
+        "stages": _stages(binder, top.get("stages"), train or TrainSettings()),
+        "preview": binder.section(Preview, top.get("preview"), "preview"),
+    }
+
+
+def _value(binder: Binder, top: Mapping[str, Node], key: str, annotation: Any, default: Any) -> Any:
+    if key not in top:
+        return default
+    try:
+        value = check(annotation, top[key].plain())
+    except Wrong as wrong:
+        binder.tell(top[key].place, key, wrong.message)
+        return default
+    if key == "name" and not NAME.fullmatch(value):
+        binder.tell(top[key].place, key, f"expected letters, digits, '.', '_' and '-' only, found {found(value)}")
+    return value
+
+
+def _stages(binder: Binder, node: Node | None, train: TrainSettings) -> tuple[Stage, ...]:
+    if node is None:
+        return (Stage("bridge", train),)
+    if not isinstance(node.value, list) or not node.value:
+        binder.tell(node.place, "stages", f"expected a list of stages, found {found(node.plain())}")
+        return ()
+    stages = (_stage(binder, item, f"stages.{i}", train) for i, item in enumerate(node.value))
+    return tuple(stage for stage in stages if stage is not None)
+
+
+def _stage(binder: Binder, node: Node, key: str, train: TrainSettings) -> Stage | None:
+    if not isinstance(node.value, dict):
+        binder.tell(node.place, key, f"expected a mapping such as {{train: bridge}}, found {found(node.plain())}")
+        return None
+    changes = dict(node.value)
+    what = changes.pop("train", None)
+    if what is None or not isinstance(what.value, str) or not TRAINED.fullmatch(what.value):
+        shown = f", found {found(what.plain())}" if what is not None else ""
+        message = f"expected 'autoencoder', 'bridge' or a part such as 'bridge.prior'{shown}"
+        hint = nearest(str(what.value), ["autoencoder", "bridge"]) if what is not None else ""
+        binder.tell((what or node).place, f"{key}.train", message + (f".{hint}" if hint else ""))
+    settings = binder.section(TrainSettings, Node(changes, node.where, node.key), key, base=train)
+    if settings is None or what is None:
+        return None
+    return Stage(str(what.value), settings, {name: plain(getattr(settings, name)) for name in changes})
+
+
+def _unknown_words(binder: Binder, top: Mapping[str, Node]) -> None:
+    """Names that no room has, found by listing files; kinds whose contract is imported already can know more."""
+    for kind in ("autoencoder", "bridge"):
+        if kind not in top or kind in REGISTRIES:
+            continue
+        node = top[kind]
+        name = node.value.get("name") if isinstance(node.value, dict) else node
+        known = sorted({word for room in rooms(kind) for word in files_of(room)})
+        if name is not None and isinstance(name.value, str) and name.value not in known:
+            hint = nearest(name.value, known)
+            binder.tell(name.place, kind, f"no {kind} is called '{name.value}'.{hint} Known: {', '.join(known)}")
+
+
+def _import_all(binder: Binder, imports: Sequence[Import]) -> dict[str, str]:
+    if imports:
+        for module, _ in PARTS.values():  # a part that brings its base class along must find it whole
+            importlib.import_module(module)
+    hashes: dict[str, str] = {}
+    for entry in imports:
+        try:
+            hashes[entry.label] = load_import(entry)
+        except RecipeError as error:
+            binder.problems += error.problems
+    return hashes
+
+
+def _bind_parts(binder: Binder, top: Mapping[str, Node]) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    for kind, (module, base) in PARTS.items():
+        node = top.get(kind)
+        if node is None:
+            if kind not in DEFAULT_PARTS:
+                continue
+            node = Node(DEFAULT_PARTS[kind], f"default {kind}")
+        parts[kind] = binder.part(getattr(importlib.import_module(module), base), node, kind)
+    return parts
+
+
+def _error(binder: Binder, overrides: Sequence[str]) -> RecipeError:
+    """The problems in the order of the file, then of the overrides."""
+    turns = {f"override '{text}'": i for i, text in enumerate(overrides)}
+
+    def order(problem: Problem) -> tuple[int, str, int, int]:
+        match = re.fullmatch(r"(.*):(\d+):(\d+)", problem.where)
+        if match:
+            return 0, match[1], int(match[2]), int(match[3])
+        return 1, "", turns.get(problem.where, -1), 0
+
+    return RecipeError(sorted(dict.fromkeys(binder.problems), key=order))
