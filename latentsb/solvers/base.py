@@ -159,12 +159,15 @@ class StepSolver(Solver, Generic[Memory]):
 
     def _enter(self, bridge: Bridge, state: State, t: Tensor, draws: Draws, towards: End) -> State:
         """Bring a state that stands at an end to the grid's first time."""
-        if not isinstance(bridge, DenoisingBridge):
+        if bool(state.t == t) or not isinstance(bridge, DenoisingBridge):
             return replace(state, t=t)
+        there = bridge.marginal(t)
+        if bool(there.a != 0) and "x1" not in state.cond:
+            raise CapabilityError("a pinned bridge runs from a state whose conditions hold the other end as 'x1'")
         if towards == "x0":
             return self.start.enter(bridge, state, t, draws)
         # In y coordinates data is y = x0 at every small t, so nothing but the scale changes.
-        return replace(state, x=bridge.marginal(t).from_y(state.x, state.cond.get("x1")), t=t)
+        return replace(state, x=there.from_y(state.x, state.cond.get("x1")), t=t)
 
 
 class CallCount:

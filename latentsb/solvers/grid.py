@@ -1,0 +1,189 @@
+"""Grids: at which times a solver stops."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentsb.bridge import Bridge, DenoisingBridge, End
+from latentsb.errors import ArgumentError
+from latentsb.ranges import NonNegative, OpenFraction, Positive, enforce
+from latentsb.solvers.base import GRIDS, Grid, denoising
+
+__all__ = ["Karras", "KarrasTime", "LogUniform", "SigmaGrid", "Uniform", "time_of_sigma"]
+
+BISECTIONS = 64
+
+
+def time_of_sigma(bridge: DenoisingBridge, sigma: Tensor) -> Tensor:
+    """Times in [t_min, t_max] at which the bridge's `sigma_eff` has given values, by bisection in float64.
+
+    `sigma_eff` grows with t in every marginal, so one inverse serves pinned and one-sided bridges and those that
+    bring a marginal of their own.
+
+    Args:
+        bridge: gives the marginal.
+        sigma: float64, shape (N,), inside the range that sigma_eff takes on [t_min, t_max].
+
+    Returns:
+        Float64, shape (N,), exact to the spacing of float64 numbers.
+    """
+    low = torch.full_like(sigma, bridge.t_min)
+    high = torch.full_like(sigma, bridge.t_max)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        above = bridge.marginal(middle).sigma_eff > sigma
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return (low + high) / 2
+
+
+def karras(first: float, last: float, points: int, rho: float) -> Tensor:
+    """`points` values from first to last, evenly spaced in `value^(1/rho)`; Karras et al. 2022, Eq. 5."""
+    ramp = torch.linspace(first ** (1 / rho), last ** (1 / rho), points, dtype=torch.float64)
+    values = ramp**rho
+    values[0], values[-1] = first, last if points > 1 else first
+    return values
+
+
+def in_order(points: Tensor, towards: End) -> Tensor:
+    """Falling positive times in the order of travel: with 0 behind them towards x0, reversed towards x1."""
+    return torch.cat([points, points.new_zeros(1)]) if towards == "x0" else points.flip(0)
+
+
+@GRIDS.register("uniform")
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Grid):
+    """Even steps in t, from 1 to 0; fits every bridge.
+
+    Source: Euler's polygon.
+
+    Args:
+        margin: distance kept from a pinned t = 1, where the drift is singular; without effect where the state at
+            t = 1 carries noise or the bridge has none at all.
+        last: smallest positive time of a noisy denoising bridge, reached by even steps before the step to 0; 0 for
+            steps that are even down to t = 0. Towards x1 the bridge's own t_min takes the place of a 0.
+    """
+
+    margin: OpenFraction = 1e-4
+    last: NonNegative = 0.0
+
+    def __post_init__(self) -> None:
+        enforce(self)
+
+    def times(self, bridge: Bridge, steps: int, towards: End = "x0") -> Tensor:
+        """`1 − i/steps` for plain bridges; see the fields for denoising ones."""
+        if not isinstance(bridge, DenoisingBridge) or bridge.reference.total == 0:
+            times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+            return times if towards == "x0" else times.flip(0)
+        pinned = bool(bridge.marginal(torch.tensor(bridge.t_max, dtype=torch.float64)).c == 0)
+        first = min(bridge.t_max, 1 - self.margin) if pinned else bridge.t_max
+        if towards == "x0" and self.last == 0:
+            return torch.linspace(first, 0, steps + 1, dtype=torch.float64)
+        points = steps if towards == "x0" else steps + 1
+        return in_order(torch.linspace(first, self.last or bridge.t_min, points, dtype=torch.float64), towards)
+
+
+@GRIDS.register("karras_time")
+@dataclass(frozen=True, kw_only=True)
+class KarrasTime(Grid):
+    """Even steps in `t^(1/rho)` from `1 − margin` to t_min; the grid of the official DDBM sampler.
+
+    Source: Karras et al. 2022 (Eq. 5), as used by Zhou et al. 2024 (Denoising diffusion bridge models).
+
+    Args:
+        rho: larger values crowd the steps near t = 0.
+        margin: distance of the first time from t = 1.
+        zero: append t = 0, so that the last step is an Euler step from t_min; without it a trajectory towards x0
+            stops at t_min.
+    """
+
+    rho: Positive = 7.0
+    margin: NonNegative = 1e-4
+    zero: bool = True
+
+    def __post_init__(self) -> None:
+        enforce(self)
+
+    def times(self, bridge: Bridge, steps: int, towards: End = "x0") -> Tensor:
+        """Needs a denoising bridge, for its t_min and t_max."""
+        bridge = denoising(bridge, "grid 'karras_time'")
+        appended = self.zero and towards == "x0"
+        points = karras(bridge.t_max - self.margin, bridge.t_min, steps if appended else steps + 1, self.rho)
+        if towards == "x0":
+            return in_order(points, towards) if appended else points
+        return in_order(points, towards)
+
+
+class SigmaGrid(Grid):
+    """A grid of the noise per unit of signal, `sigma_eff = sqrt(c) / b`.
+
+    Where the bridge's own largest sigma_eff is below `sigma_max`, or its smallest above `sigma_min`, the grid keeps
+    inside the bridge's range.
+
+    Attributes:
+        sigma_max: at the first time; sigma_eff is infinite at a pinned t = 1.
+        sigma_min: at the last positive time.
+    """
+
+    sigma_max: float
+    sigma_min: float
+
+    @abstractmethod
+    def spacing(self, first: float, last: float, points: int) -> Tensor:
+        """`points` falling values from first to last, float64."""
+
+    def times(self, bridge: Bridge, steps: int, towards: End = "x0") -> Tensor:
+        """Times at which sigma_eff has the values of `spacing`; needs a denoising bridge."""
+        bridge = denoising(bridge, f"grid '{GRIDS.word_of(self)}'")
+        ends = torch.tensor([bridge.t_max, bridge.t_min], dtype=torch.float64)
+        largest, smallest = (float(s) for s in bridge.marginal(ends).sigma_eff)
+        clipped = largest <= self.sigma_max
+        first = largest if clipped else self.sigma_max
+        last = max(smallest, self.sigma_min)
+        points = steps if towards == "x0" else steps + 1
+        times = time_of_sigma(bridge, self.spacing(first, last, points))
+        if clipped:
+            times[0] = bridge.t_max
+        return in_order(times, towards)
+
+    def __post_init__(self) -> None:
+        enforce(self)
+        if self.sigma_min >= self.sigma_max:
+            raise ArgumentError("sigma_min", f"must be below sigma_max = {self.sigma_max:g}, found {self.sigma_min:g}")
+
+
+@GRIDS.register("loguniform")
+@dataclass(frozen=True, kw_only=True)
+class LogUniform(SigmaGrid):
+    """Even steps in the logarithm of sigma_eff; the best grid for multistep exponential solvers.
+
+    Source: Lu et al. 2022 (DPM-Solver, uniform log-SNR).
+    """
+
+    sigma_max: Positive = 80.0
+    sigma_min: Positive = 0.003
+
+    def spacing(self, first: float, last: float, points: int) -> Tensor:
+        """Geometric progression."""
+        return torch.linspace(math.log(first), math.log(last), points, dtype=torch.float64).exp()
+
+
+@GRIDS.register("karras")
+@dataclass(frozen=True, kw_only=True)
+class Karras(SigmaGrid):
+    """Even steps in `sigma_eff^(1/rho)`.
+
+    Source: Karras et al. 2022 (EDM), Eq. 5.
+    """
+
+    sigma_max: Positive = 80.0
+    sigma_min: Positive = 0.002
+    rho: Positive = 7.0
+
+    def spacing(self, first: float, last: float, points: int) -> Tensor:
+        """The EDM progression."""
+        return karras(first, last, points, self.rho)
