@@ -60,14 +60,16 @@ class Autoencoder(Trainable):
     latent: Spec
     trained: bool = False
     latent_dtype: torch.dtype = torch.float16
+    bounded: bool = True
+    is_identity: bool = False
 
     def __init__(self, images: Spec, latent: Spec, *, normaliser: Normaliser = Channel()) -> None:
         super().__init__()
         self.images, self.latent, self.normaliser = images, latent, normaliser
-        affine = (latent.shape[0], *(1,) * (len(latent.shape) - 1))
-        self.register_buffer("shift", torch.zeros(affine))
-        self.register_buffer("scale", torch.ones(affine))
-        self.register_buffer("fitted", torch.tensor(not self.normaliser.fits))
+        per_channel = (latent.shape[0], *(1,) * (len(latent.shape) - 1))
+        self.register_buffer("shift", torch.zeros(per_channel))
+        self.register_buffer("scale", torch.ones(per_channel))
+        self.register_buffer("fitted", torch.tensor(not normaliser.fits))
         self.shift: Tensor
         self.scale: Tensor
         self.fitted: Tensor

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentsb.registry import Registry
 
-__all__ = ["NORMALISERS", "Channel", "Global", "Limits", "NoNormaliser", "Normaliser", "Statistics"]
+__all__ = ["NORMALISERS", "Channel", "Global", "Limits", "Normaliser", "Statistics", "Unchanged"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Limits(Normaliser):
 
 @NORMALISERS.register("none")
 @dataclass(frozen=True, kw_only=True)
-class NoNormaliser(Normaliser):
+class Unchanged(Normaliser):
     """Raw latents as they are."""
 
     fits: ClassVar[bool] = False

@@ -1,0 +1,113 @@
+"""Two sources made into one with two ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from latentsb.data.source import SOURCES, Items, Source
+from latentsb.errors import ArgumentError, DataError
+from latentsb.randomness import Draws
+
+__all__ = ["Paired", "Unpaired"]
+
+
+class TwoSided(Source):
+    """A source whose x0 and conditions come from one source, and whose x1 comes from another."""
+
+    two_sided = True
+
+    def __init__(self, x0: Source, x1: Source) -> None:
+        if x0.spec.shape != x1.spec.shape:
+            raise ArgumentError("x1", f"samples have shape {x1.spec.shape}, those of x0 have {x0.spec.shape}")
+        if x0.variants != x1.variants:
+            raise ArgumentError("x1", "one end may be mirrored and the other not; set `flip` alike")
+        self.near, self.far = x0, x1
+        self.spec, self.cond, self.variants = x0.spec, x0.cond, x0.variants
+
+    def __len__(self) -> int:
+        return len(self.near)
+
+    @property
+    def partners(self) -> int:
+        """Samples of the other end."""
+        return len(self.far)
+
+    def read(self, index: np.ndarray, variant: np.ndarray | None = None) -> Items:
+        """Read both ends; beyond the other end's length it begins again."""
+        found = self.near.read(index, variant)
+        return Items(found.x0, self.far.read(index % len(self.far), variant).x0, found.cond)
+
+    def draw_x1(self, index: np.ndarray, variant: np.ndarray | None, draws: Draws) -> Tensor:
+        """Read the other end alone."""
+        return self.far.draw(index, variant, draws).x0
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Those of both sources."""
+        return {"paired": self.paired, "x0": self.near.fingerprint(), "x1": self.far.fingerprint()}
+
+
+@SOURCES.register("unpaired")
+class Unpaired(TwoSided):
+    """Two unrelated data sets, one for each end; their sizes may differ.
+
+    Args:
+        x0: data end.
+        x1: other end, samples of the same shape.
+    """
+
+    def __init__(self, *, x0: Source, x1: Source) -> None:
+        super().__init__(x0, x1)
+
+
+@SOURCES.register("paired")
+class Paired(TwoSided):
+    """Two data sets in which the i-th x1 is the partner of the i-th x0.
+
+    Sources that name their samples (folders: the path without its ending) must have the same names in both.
+
+    Args:
+        x0: data end.
+        x1: partners, samples of the same shape.
+
+    Raises:
+        DataError: if the numbers or the names differ; names the first.
+    """
+
+    paired = True
+
+    def __init__(self, *, x0: Source, x1: Source) -> None:
+        super().__init__(x0, x1)
+        self._checked = False
+
+    def __len__(self) -> int:
+        self._check()
+        return len(self.near)
+
+    def read(self, index: np.ndarray, variant: np.ndarray | None = None) -> Items:
+        """Read both ends."""
+        self._check()
+        return super().read(index, variant)
+
+    def _check(self) -> None:
+        """Compare numbers and names once, when the data are first used."""
+        if self._checked:
+            return
+        left, right = self.near.names(), self.far.names()
+        if left is not None and right is not None:
+            alone = sorted(set(left) ^ set(right))
+            if alone:
+                end, other = ("x0", "x1") if alone[0] in set(left) else ("x1", "x0")
+                raise DataError(
+                    f"{len(alone)} samples have no partner; the first is '{alone[0]}' of {end}, which {other} lacks"
+                )
+            twice = next((name for name in left if left.count(name) > 1), None) if len(set(left)) < len(left) else None
+            if twice is not None or len(left) != len(right):
+                raise DataError(
+                    f"pairs need unique names; found two files called '{twice or left[0]}' but for the ending"
+                )
+        if len(self.near) != len(self.far):
+            raise DataError(f"pairs need equal numbers, found {len(self.near)} of x0 and {len(self.far)} of x1")
+        self._checked = True
