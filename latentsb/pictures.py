@@ -1,0 +1,102 @@
+"""Tensors as pictures: 8-bit files, grids, scatter plots of 2-D samples."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["from_uint8", "grid", "image_of", "save_image", "scatter", "show", "to_uint8"]
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Quantise [-1, 1] to 0 … 255 by rounding, so that `from_uint8` of every level comes back unchanged.
+
+    Args:
+        images: shape (…, C, H, W).
+
+    Returns:
+        uint8 of shape (…, H, W, C).
+    """
+    levels = (images.float().clamp(-1, 1) + 1) * 127.5
+    return levels.round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
+
+
+def from_uint8(pixels: np.ndarray) -> Tensor:
+    """0 … 255 of shape (…, H, W, C) to [-1, 1] of shape (…, C, H, W), float32."""
+    return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).movedim(-1, -3)
+
+
+def image_of(picture: Tensor) -> Image:
+    """One picture (C, H, W) in [-1, 1] as a Pillow image; of two or more than four channels the first is shown grey."""
+    from PIL import Image
+
+    if picture.shape[0] not in (1, 3, 4):
+        picture = picture[:1]
+    pixels = to_uint8(picture)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def save_image(picture: Tensor, path: Path) -> None:
+    """Write one picture as PNG; a file that exists under the name is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    image_of(picture).save(partial, format="PNG")
+    partial.replace(path)
+
+
+def grid(pictures: Tensor, columns: int | None = None, scale: int | None = None) -> Image:
+    """Pictures side by side, row by row, one grey pixel apart.
+
+    Args:
+        pictures: shape (B, C, H, W) in [-1, 1].
+        columns: pictures in a row; about the square root of B if None.
+        scale: whole-number enlargement; if None, small pictures are enlarged to about 64 pixels.
+    """
+    from PIL import Image
+
+    n, _, height, width = pictures.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    scale = scale or max(1, 64 // max(height, width))
+    gap = max(1, scale // 2)
+    rows = math.ceil(n / columns)
+    tile_h, tile_w = height * scale, width * scale
+    sheet = Image.new("RGB", (columns * (tile_w + gap) - gap, rows * (tile_h + gap) - gap), (128, 128, 128))
+    for i, picture in enumerate(pictures):
+        tile = image_of(picture).convert("RGB").resize((tile_w, tile_h), Image.Resampling.NEAREST)
+        sheet.paste(tile, ((i % columns) * (tile_w + gap), (i // columns) * (tile_h + gap)))
+    return sheet
+
+
+def scatter(points: Tensor, beside: Tensor | None = None) -> Image:
+    """A scatter plot of 2-D samples (B, 2), over the data where it is given.
+
+    Vectors of more dimensions are shown by their first two.
+    """
+    from io import BytesIO
+
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    figure = Figure(figsize=(5, 5), dpi=100)
+    axes = figure.add_subplot()
+    if beside is not None:
+        axes.scatter(*beside[:, :2].T.cpu().numpy(), s=4, c="0.75", label="data")
+    axes.scatter(*points[:, :2].T.cpu().numpy(), s=4, label="samples")
+    axes.set_aspect("equal")
+    axes.legend(loc="upper right")
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    buffer.seek(0)
+    return Image.open(buffer).convert("RGB")
+
+
+def show(samples: Tensor, columns: int | None = None, beside: Tensor | None = None) -> Image:
+    """The picture people would look for: a grid of images (B, C, H, W), a scatter plot of vectors (B, D)."""
+    return grid(samples, columns) if samples.ndim == 4 else scatter(samples.flatten(1), beside)
