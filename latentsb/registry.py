@@ -139,9 +139,10 @@ class Registry(Generic[T]):
     def word_of(self, part: type[Any] | Any) -> str:
         """The word of a registered class or of an instance of one."""
         cls = part if isinstance(part, type) else type(part)
-        for name, known in self._classes.items():
-            if known is cls:
-                return name
+        words = {known: name for name, known in self._classes.items()}
+        for base in cls.__mro__:
+            if base in words:
+                return words[base]
         raise UnknownPartError(f"{cls.__qualname__} is not a registered {self.kind}")
 
 
