@@ -1,0 +1,125 @@
+"""Several processes: who computes which rows, and the few things that they must agree on.
+
+Everything is a no-op in one process. A step exchanges exactly one flattened vector of gradients; sums over rows
+are what travels, so that any split of the rows gives the same mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from latentsb.errors import Error
+
+__all__ = ["agree", "barrier", "broadcast", "first", "is_main", "rank", "rows", "sum_flat", "world"]
+
+T = TypeVar("T")
+
+
+def _on() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process; 0 where there is one."""
+    return dist.get_rank() if _on() else 0
+
+
+def world() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if _on() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and messages."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def rows(batch: int, rank: int, world: int) -> range:
+    """Rows of the global batch that a process computes; their numbers differ by one at most."""
+    return range(batch * rank // world, batch * (rank + 1) // world)
+
+
+def broadcast(value: Any) -> Any:
+    """The main process's value, in every process. Values are JSON-like and come from our own processes only."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@torch.no_grad()
+def sum_flat(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its sum over the processes, in one exchange of one float32 vector."""
+    if world() == 1 or not tensors:
+        return
+    flat = torch.cat([t.detach().reshape(-1).to(torch.float32) for t in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def agree(values: Mapping[str, str]) -> None:
+    """Check that every process has the same hashes.
+
+    Args:
+        values: hash by what it stands for, such as `recipe`, `code`, `data`.
+
+    Raises:
+        Error: in every process, naming what differs and in which process.
+    """
+    if world() == 1:
+        return
+    found: list[Mapping[str, str] | None] = [None] * world()
+    dist.all_gather_object(found, dict(values))
+    wrong = _differences([f for f in found if f is not None])
+    if wrong:
+        raise Error(f"the processes do not run the same thing: {'; '.join(wrong)}")
+
+
+def _differences(found: Sequence[Mapping[str, str]]) -> list[str]:
+    first = found[0]
+    names: Iterable[str] = sorted({name for one in found for name in one})
+    return [
+        f"{name} differs in process {number}"
+        for name in names
+        for number, one in enumerate(found)
+        if one.get(name) != first.get(name)
+    ]
+
+
+def first(act: Callable[[], T]) -> T | None:
+    """Run something in the main process only; every process learns of its failure.
+
+    Returns:
+        What it returned, None in the other processes.
+
+    Raises:
+        Error: what it raised, in the main process; an error of the same type and text in the others.
+    """
+    result: T | None = None
+    failure: Exception | None = None
+    if is_main():
+        try:
+            result = act()
+        except Exception as error:
+            failure = error
+    told = broadcast(None if failure is None else (str(failure), getattr(failure, "exit_code", 1)))
+    if failure is not None:
+        raise failure
+    if told is not None:
+        error = Error(f"in the main process: {told[0]}")
+        error.exit_code = told[1]
+        raise error
+    return result
