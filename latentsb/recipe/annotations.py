@@ -93,8 +93,8 @@ def _is_section(annotation: Any) -> bool:
 def lenient(annotation: Any) -> Any:
     """The annotation with whole floats allowed for integers, wherever integers stand in it."""
     origin, args = get_origin(annotation), get_args(annotation)
-    if annotation is int:
-        return Annotated[int, BeforeValidator(whole)]
+    if bare(annotation) is int:  # after the ranges, so that pydantic writes these into the JSON Schema
+        return Annotated[(int, *get_args(annotation)[1:], BeforeValidator(whole))]
     if origin is Literal or not args:
         return annotation
     if origin is Annotated:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -55,12 +55,12 @@ def keys_of(cls: type[Any]) -> dict[str, Key]:
     hints = get_type_hints(cls if is_dataclass(cls) else cls.__init__, include_extras=True)
     return {
         name: Key(hints.get(name, Any), parameter.default)
-        for name, parameter in inspect.signature(cls).parameters.items()
+        for name, parameter in inspect.signature(cls.__init__).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
 
 
-def part_of(value: Any, base: type[Any], deferred: bool = False) -> Any:
+def part_of(value: Any, base: type[Any], deferred: bool = False, path: str = "") -> Any:
     """The part that a default stands for: an instance of a frozen dataclass, or `partial(cls, key=value)`."""
     registry = registry_of(base)
     assert registry is not None
@@ -73,13 +73,17 @@ def part_of(value: Any, base: type[Any], deferred: bool = False) -> Any:
     else:
         return value
     assert isinstance(cls, type)
-    arguments = {name: _default(given.get(name, key.default), key) for name, key in keys_of(cls).items()}
-    return Part(registry.kind, registry.word_of(cls), cls, arguments, deferred=deferred)
+    arguments = {
+        name: _default(given.get(name, key.default), key, _join(path, name)) for name, key in keys_of(cls).items()
+    }
+    return Part(registry.kind, registry.word_of(cls), cls, arguments, deferred=deferred, key=path)
 
 
-def _default(value: Any, key: Key) -> Any:
+def _default(value: Any, key: Key, path: str) -> Any:
+    if isinstance(value, Part):
+        return replace(value, key=path)
     slots = [slot for member in members(key.annotation) if (slot := slot_of(member)) is not None]
-    return part_of(value, *slots[0]) if slots and value is not None else value
+    return part_of(value, *slots[0], path) if slots and value is not None else value
 
 
 class Binder:
@@ -89,7 +93,7 @@ class Binder:
         lookup: the recipe node of a part in a run, by run folder and dotted path.
     """
 
-    def __init__(self, lookup: Callable[[str, str], Node] | None = None) -> None:
+    def __init__(self, lookup: Callable[[str, str], tuple[str, Node]] | None = None) -> None:
         self.problems: list[Problem] = []
         self.lookup = lookup
 
@@ -221,11 +225,12 @@ class Binder:
         from_run = FromRun(**texts)
         if "name" not in given and self.lookup is not None:
             try:
-                there = self.lookup(from_run.run, from_run.part)
+                place, there = self.lookup(from_run.run, from_run.part)
             except RecipeError as error:
                 for problem in error.problems:
                     self.tell(node.place, key, str(problem))
                 return given, from_run
+            from_run = replace(from_run, part=place)
             given = {**(there.value if isinstance(there.value, dict) else {"name": there}), **given}
             given = {name: child for name, child in given.items() if name not in RUN_KEYS}
         return given, from_run
@@ -250,7 +255,7 @@ class Binder:
                     message = f"missing key of {owner}; expected {expected(key.annotation)}{about}"
                     self.tell(where, _join(path, name), message)
             else:
-                values[name] = _default(key.default, key)
+                values[name] = _default(key.default, key, _join(path, name))
         return values
 
     def _value(self, annotation: Any, node: Node, path: str, default: Any = MISSING) -> Any:
@@ -266,7 +271,7 @@ class Binder:
         inner = next(bare(option) for option in options if holds_part(option))
         if (slot := slot_of(inner)) is not None:
             base, deferred = slot
-            default = _default(default, Key(inner)) if default is not MISSING else None
+            default = _default(default, Key(inner), path) if default is not MISSING else None
             return self.part(base, node, path, deferred=deferred, default=default)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             return self.section(inner, node, path)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from latentsb.errors import ArgumentError
 from latentsb.ranges import Count, NonNegative, NonNegativeInt, OpenFraction, Positive
@@ -34,7 +34,7 @@ def seconds(value: Any) -> Any:
         return value
 
 
-Duration = Annotated[float, BeforeValidator(seconds), Gt(0)]
+Duration = Annotated[float, Gt(0), BeforeValidator(seconds), WithJsonSchema({"type": ["number", "string"]})]
 Seed = Annotated[int, Ge(0), Lt(2**63)]
 Momentum = Annotated[float, Ge(0), Lt(1)]
 

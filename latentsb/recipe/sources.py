@@ -127,12 +127,15 @@ def _imports(node: Node | None, folder: Path) -> tuple[Import, ...]:
     return tuple(Import.of(str(item.value), folder, item.where) for item in items)
 
 
-def node_in_run(run: str, part: str) -> Node:
+def node_in_run(run: str, part: str) -> tuple[str, Node]:
     """The node of a part in the resolved recipe of a run.
 
     Args:
         run: the run's folder.
         part: dotted path; what is not found at the top is looked for under `bridge`.
+
+    Returns:
+        The dotted path from the top, and the node.
 
     Raises:
         RecipeError: if there is no such run or part.
@@ -141,12 +144,12 @@ def node_in_run(run: str, part: str) -> Node:
     if not path.is_file():
         raise RecipeError([Problem("", "", f"there is no run at {run} (no {path})")])
     root = read(path).tree
-    for start in ([], ["bridge"]):
+    for path_in in (part, f"bridge.{part}"):
         node: Node | None = root
-        for name in [*start, *part.split(".")]:
+        for name in path_in.split("."):
             node = node.value.get(name) if node is not None and isinstance(node.value, dict) else None
         if node is not None and (
             isinstance(node.value, str) or (isinstance(node.value, dict) and "name" in node.value)
         ):
-            return node
+            return path_in, node
     raise RecipeError([Problem("", "", f"the recipe of {run} has no part '{part}'")])
