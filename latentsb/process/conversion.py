@@ -93,7 +93,7 @@ def x1_from_b_f(reference: ScalarReference, t: Tensor, x: Tensor, b_f: Tensor) -
     """Inverse of `b_f_from_x1`."""
     f, rate = reference.rates(t)
     t = t.to(torch.float64)
-    pull = (b_f - expand_as(f, x) * x) * expand_as((1 - reference.clock(t)) / rate, x)
+    pull = (b_f - expand_as(f, x) * x) * expand_as((1 - reference.progress(t)) / rate, x)
     return (x + pull) * expand_as(reference.alpha(torch.ones_like(t)) / reference.alpha(t), x)
 
 
@@ -106,7 +106,7 @@ def x0_from_b_b(reference: ScalarReference, t: Tensor, x: Tensor, b_b: Tensor) -
     """Inverse of `b_b_from_x0`."""
     f, rate = reference.rates(t)
     t = t.to(torch.float64)
-    pull = (b_b + expand_as(f, x) * x) * expand_as(reference.clock(t) / rate, x)
+    pull = (b_b + expand_as(f, x) * x) * expand_as(reference.progress(t) / rate, x)
     return (x + pull) / expand_as(reference.alpha(t), x)
 
 

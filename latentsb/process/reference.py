@@ -89,6 +89,11 @@ class ScalarReference(Reference):
         f, rate = torch.func.jvp(both, (t,), (torch.ones_like(t),))[1]
         return f, rate
 
+    def progress(self, t: Tensor) -> Tensor:
+        """The clock, float64, and exactly 1 at t = 1 whatever its rounding: pinned ends carry no noise at all."""
+        t = t.to(torch.float64)
+        return torch.where(t == 1, 1.0, self.clock(t).clamp(max=1.0))
+
     def f(self, t: Tensor) -> Tensor:
         """Linear drift coefficient `d ln α/dt`."""
         return self.rates(t)[0]
@@ -103,7 +108,7 @@ class ScalarReference(Reference):
 
     def rho2(self, t: Tensor) -> Tensor:
         """`ρ²_t = ∫_0^t g²/α²`, the reciprocal of the reference's signal-to-noise ratio."""
-        return self.total * self.clock(t.to(torch.float64))
+        return self.total * self.progress(t)
 
     def transition(self, s: Tensor, t: Tensor) -> LinearGaussian:
         """`X_t | X_s ~ N(α_t/α_s X_s, α_t² (ρ²_t − ρ²_s))` for s <= t."""
@@ -119,7 +124,7 @@ class ScalarReference(Reference):
     def pinned(self, t: Tensor) -> Marginal:
         """Law of X_t given both ends: `a = α_t/α_1 r`, `b = α_t (1 − r)`, `c = α_t² ρ²_1 r (1 − r)`."""
         t = t.to(torch.float64)
-        alpha, r = self.alpha(t), self.clock(t)
+        alpha, r = self.alpha(t), self.progress(t)
         return Marginal(
             alpha / self.alpha(torch.ones_like(t)) * r, alpha * (1 - r), alpha.square() * self.total * r * (1 - r)
         )
@@ -133,7 +138,7 @@ class ScalarReference(Reference):
             A marginal whose `a` weighs the later state X_u and whose `b` weighs the earlier one X_s.
         """
         s, t, u = (time.to(torch.float64) for time in (s, t, u))
-        alpha, rs, rt, ru = self.alpha(t), self.clock(s), self.clock(t), self.clock(u)
+        alpha, rs, rt, ru = self.alpha(t), self.progress(s), self.progress(t), self.progress(u)
         w = (rt - rs) / (ru - rs)
         return Marginal(
             alpha / self.alpha(u) * w,
@@ -154,7 +159,7 @@ class ScalarReference(Reference):
         Doob's transform; Zhou et al. 2024, DDBM, Table 1.
         """
         t = t.to(torch.float64)
-        alpha, spread = self.alpha(t), self.total * (1 - self.clock(t))
+        alpha, spread = self.alpha(t), self.total * (1 - self.progress(t))
         scale = alpha / self.alpha(torch.ones_like(t))
         return (expand_as(scale, x) * x1 - x) / expand_as(alpha.square() * spread, x)
 
@@ -169,7 +174,7 @@ class ScalarReference(Reference):
             return out
         t = t.to(torch.float64)
         scale = self.alpha(t) / self.alpha(torch.ones_like(t))
-        return out + expand_as(rate / (1 - self.clock(t)), x) * (expand_as(scale, x) * x1 - x)
+        return out + expand_as(rate / (1 - self.progress(t)), x) * (expand_as(scale, x) * x1 - x)
 
     def b_b(self, x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
         """Backward drift as executed, of the process started in x0: `−f x + r'/r (α_t x0 − x)` for t > 0.
@@ -179,7 +184,7 @@ class ScalarReference(Reference):
         f, rate = self.rates(t)
         t = t.to(torch.float64)
         pull = expand_as(self.alpha(t), x) * x0 - x
-        return expand_as(rate / self.clock(t), x) * pull - expand_as(f, x) * x
+        return expand_as(rate / self.progress(t), x) * pull - expand_as(f, x) * x
 
     def time_of_clock(self, r: Tensor) -> Tensor:
         """The time at which the clock shows r in [0, 1], float64, shape of r; by bisection."""

@@ -37,6 +37,9 @@ __all__ = [
 BISECTIONS = 48
 """Halvings of the span: times to 4e-15, far below what an integral over random times resolves."""
 
+LEAST_SHARE = 1e-6
+"""Of a normal law that must lie in the span: with less, it was meant for another process."""
+
 
 class Timed(Protocol):
     """What has a span of times: every bridge that is trained at random times.
@@ -111,8 +114,16 @@ def _pair(low: float, high: float) -> Tensor:
 
 
 def _cut_normal(u: Tensor, mean: float, std: float, low: Tensor, high: Tensor) -> Tensor:
-    """Quantiles of a normal law cut to [low, high]."""
+    """Quantiles of a normal law cut to [low, high].
+
+    Raises:
+        ArgumentError: if the law practically lies outside.
+    """
     below, above = torch.special.ndtr((low - mean) / std), torch.special.ndtr((high - mean) / std)
+    if above - below < LEAST_SHARE:
+        raise ArgumentError(
+            "mean", f"a normal law around {mean} with std {std} has no share in the span from {low:.3g} to {high:.3g}"
+        )
     value = mean + std * torch.special.ndtri(below + u * (above - below))
     return torch.minimum(torch.maximum(value, low), high)
 
@@ -146,7 +157,11 @@ class LogNormalSigma(TimeDistribution):
         enforce(self)
 
     def quantile(self, u: Tensor, bridge: Timed) -> Tensor:
-        """See the class."""
+        """See the class.
+
+        Raises:
+            ArgumentError: if the law practically lies outside the span.
+        """
         levelled = _levels(bridge)
         log_sigma = _cut_normal(u, self.mean, self.std, *_log_sigma_span(levelled))
         return _time_of_log_sigma(levelled, log_sigma)
@@ -208,7 +223,11 @@ class LogitNormal(TimeDistribution):
         enforce(self)
 
     def quantile(self, u: Tensor, bridge: Timed) -> Tensor:
-        """See the class."""
+        """See the class.
+
+        Raises:
+            ArgumentError: if the law practically lies outside the span.
+        """
         low, high = _pair(bridge.t_min, bridge.t_max).logit().unbind()
         return _cut_normal(u, self.mean, self.std, low, high).sigmoid().clamp(bridge.t_min, bridge.t_max)
 
