@@ -299,9 +299,10 @@ def _trial(sig: Signature) -> str | None:
         except torch.OutOfMemoryError:
             raise
         except (NotImplementedError, ValueError, RuntimeError) as refusal:
-            lines = [line.strip() for line in str(refusal).splitlines() if line.strip()]
+            # xformers lists its operators, the most general one last: "… is not supported because:" and the reasons
+            why = str(refusal).rpartition("because:")[2].strip().splitlines()
             shape = f"heads of {sig.dim}, {sig.queries} tokens, {sig.dtype}".replace("torch.", "")
-            return f"no operator accepts {shape} ({lines[0] if lines else type(refusal).__name__})"
+            return f"no operator accepts {shape} ({why[0] if why else type(refusal).__name__})"
     return None
 
 

@@ -149,10 +149,10 @@ def test_the_trial_runs_the_operator_and_reports_its_refusal(fake):
     assert fake.seen[0] == (1, N, 4, 64)
 
     def refuse(*args, **kwargs):
-        raise NotImplementedError("No operator found\n  because of the dtype")
+        raise NotImplementedError("No operator found:\n  `a` because:\n    x\n  `b` because:\n    dtype\n    y")
 
     fake.memory_efficient_attention = refuse
-    assert room._trial(asked) == "no operator accepts heads of 64, 7 tokens, float32 (No operator found)"
+    assert room._trial(asked) == "no operator accepts heads of 64, 7 tokens, float32 (dtype)"
 
 
 def test_xformers_without_compiled_kernels_or_not_installed_is_refused(monkeypatch, fake):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from latentsb.networks.base import NETWORKS
-from latentsb.networks.mlp import MLP
+from latentsb.networks.mlp import MLP, ResidualLayer
 from latentsb.tensors import Condition, Spec
 
 CONDS = {"x1": Spec((3,)), "z": Spec((5,)), "label": Spec((), torch.int64, 4)}
@@ -59,6 +59,15 @@ def test_rows_do_not_see_each_other_and_times_matter():
     order = torch.tensor([2, 0, 1])
     torch.testing.assert_close(network(x[order], t[order], cond.select(order)), out[order])
     assert (network(x, t + 0.3, cond) - out).abs().amax(1).min() > 1e-4
+
+
+def test_residual_layer_is_the_formula():
+    torch.manual_seed(0)
+    layer = perturbed(ResidualLayer(6)).double()
+    h, c = torch.randn(4, 6).double(), torch.randn(4, 6).double()
+    shift, scale = layer.modulation(c).split(6, -1)
+    u = layer.layers[0](h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + scale) + shift)
+    torch.testing.assert_close(layer(h, c), h + layer.layers[3](u * u.sigmoid()))
 
 
 def test_gradients_are_right():

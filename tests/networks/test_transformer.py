@@ -210,6 +210,13 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(network.eval()(x, t, EMPTY), network(x, t, EMPTY))
 
 
+def test_dropout_covers_both_branches():
+    torch.manual_seed(0)
+    block = perturbed(Block(16, 2, 24, qk_norm=False, dropout=1.0)).train()
+    x, rotary = normal(2, 5, 16), torch.stack([torch.ones(5, 4), torch.zeros(5, 4)])
+    assert torch.equal(block(x, normal(2, 16, seed=1), rotary), x)
+
+
 def test_gradients_are_right():
     torch.manual_seed(0)
     network = perturbed(Transformer(Spec((1, 2, 4)), width=8, depth=1, heads=2, qk_norm=True).double())
