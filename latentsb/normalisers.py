@@ -36,11 +36,18 @@ class Statistics:
     high: Tensor
 
     @classmethod
-    def of(cls, raw: Tensor) -> Statistics:
-        """Statistics of one batch, shape (B, C, …)."""
+    def of(cls, raw: Tensor, std: Tensor | None = None) -> Statistics:
+        """Statistics of one batch.
+
+        Args:
+            raw: shape (B, C, …).
+            std: of independent noise on `raw`, same shape, whose variance is added; the range is that of `raw`.
+        """
         flat = raw.detach().transpose(0, 1).flatten(1).double().cpu()
         mean = flat.mean(1)
         square = (flat - mean[:, None]).square().sum(1)
+        if std is not None:
+            square = square + std.detach().double().cpu().square().transpose(0, 1).flatten(1).sum(1)
         return cls(flat.shape[1], mean, square, flat.amin(1), flat.amax(1))
 
     @classmethod

@@ -216,7 +216,8 @@ class _File:
         return "NCHW" if first else "NHWC"
 
     def _finite(self, name: str, found: np.ndarray) -> Tensor:
-        narrow = np.ascontiguousarray(found, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what overflows is told below
+            narrow = np.ascontiguousarray(found, dtype=np.float32)
         bad = np.asarray(~np.isfinite(narrow).all(axis=tuple(range(1, narrow.ndim))))
         if bad.any():
             raise DataError(

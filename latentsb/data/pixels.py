@@ -21,8 +21,10 @@ from PIL import Image, ImageOps
 
 __all__ = ["ENDINGS", "FORMATS", "Fit", "PixelRule", "UnreadableError"]
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
+
+Image.init()  # the formats above may be opened before Pillow has loaded all of them
 
 Fit = Literal["crop", "pad", "stretch", "exact"]
 """How a file of another size becomes the size asked for: the largest centred part of the right proportions; the whole

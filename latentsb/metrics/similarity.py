@@ -43,9 +43,10 @@ def psnr(x: Tensor, y: Tensor, *, data_range: float = 2.0) -> Tensor:
 def ssim(x: Tensor, y: Tensor, *, data_range: float = 2.0) -> Tensor:
     """Structural similarity, `(2μxμy + c1)(2σxy + c2) / ((μx² + μy² + c1)(σx² + σy² + c2))`, averaged.
 
-    The window is a Gaussian of σ = 1.5 on 11×11 pixels, taken wherever it lies wholly inside the image; `c1` and
-    `c2` are `(0.01 data_range)²` and `(0.03 data_range)²`. Along a side shorter than 11 the window is the largest odd
-    number that fits, with the same σ, renormalised.
+    The window is a Gaussian of σ = 1.5 on 11×11 pixels; the average is over all pixels of the image, which is
+    reflected at its borders, as in torchmetrics (Wang et al. average only where the window lies inside the image).
+    `c1` and `c2` are `(0.01 data_range)²` and `(0.03 data_range)²`. A side of n < 6 pixels cannot be reflected by
+    five: there the window is the 2n − 1 pixels that can be, with the same σ, renormalised.
 
     Source: Wang et al. 2004, Image quality assessment: from error visibility to structural similarity.
 
@@ -66,6 +67,8 @@ def ssim(x: Tensor, y: Tensor, *, data_range: float = 2.0) -> Tensor:
     b, c = x.shape[:2]
     maps = torch.stack([x, y, x * x, y * y, x * y]).reshape(5 * b * c, 1, *x.shape[2:])
     rows, columns = (_window(side, maps) for side in x.shape[2:])
+    up, left = len(rows) // 2, len(columns) // 2
+    maps = F.pad(maps, (left, left, up, up), mode="reflect")
     blurred = F.conv2d(F.conv2d(maps, rows.reshape(1, 1, -1, 1)), columns.reshape(1, 1, 1, -1))
     mx, my, xx, yy, xy = blurred.reshape(5, b, -1)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
@@ -83,7 +86,7 @@ def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _window(side: int, like: Tensor) -> Tensor:
-    width = min(WINDOW, side - (side + 1) % 2)
+    width = min(WINDOW, 2 * side - 1)
     place = torch.arange(width, dtype=torch.float64) - width // 2
     weights = torch.exp(-(place**2) / (2 * SIGMA**2))
     return (weights / weights.sum()).to(like)

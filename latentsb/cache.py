@@ -1,0 +1,447 @@
+"""The latent cache: every image encoded once, before a bridge is trained in the latents.
+
+A cache holds *raw* latents, so that it depends on the encoder's weights and the data alone; samples leave it
+normalised. It is written beside its place, made durable, and only then given its name: what bears the name is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentsb.autoencoder import Autoencoder
+from latentsb.data.source import Items, Source
+from latentsb.disk import Disk, disk_error
+from latentsb.errors import CacheError, DataError, DiskError
+from latentsb.normalisers import Statistics
+from latentsb.randomness import Draws
+from latentsb.shards import Shards, ShardWriter, damaged, rows_per_shard
+
+__all__ = ["LatentCache", "Normalised"]
+
+FORMAT = 1
+MANIFEST = "cache.json"
+Progress = Callable[[int, int], None]
+
+
+class Normalised(Source):
+    """A source whose samples are normalised as they are read, for autoencoders that are the identity.
+
+    Args:
+        source: of raw samples.
+        autoencoder: whose fitted normaliser is applied.
+    """
+
+    def __init__(self, source: Source, autoencoder: Autoencoder) -> None:
+        self.source, self.spec, self.cond = source, autoencoder.latent, source.cond
+        self.variants, self.two_sided, self.paired = source.variants, source.two_sided, source.paired
+        self.shift, self.scale = autoencoder.shift.cpu().clone(), autoencoder.scale.cpu().clone()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def partners(self) -> int:
+        """How many x1 there are."""
+        return self.source.partners
+
+    def _normalise(self, raw: Tensor) -> Tensor:
+        return (raw - self.shift) / self.scale
+
+    def read(self, index: np.ndarray, variant: np.ndarray | None = None) -> Items:
+        """Read and normalise both ends."""
+        found = self.source.read(index, variant)
+        x1 = None if found.x1 is None else self._normalise(found.x1)
+        return Items(self._normalise(found.x0), x1, found.cond)
+
+    def draw_x1(self, index: np.ndarray, variant: np.ndarray | None, draws: Draws) -> Tensor:
+        """Read and normalise the other end."""
+        return self._normalise(self.source.draw_x1(index, variant, draws))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """That of the source, with shift and scale."""
+        affine = {"shift": self.shift.flatten().tolist(), "scale": self.scale.flatten().tolist()}
+        return {**self.source.fingerprint(), **affine}
+
+
+class LatentCache(Source):
+    """Normalised latents gathered from memory-mapped files; make one with `open_or_build`.
+
+    With `sample`, `draw` returns a posterior sample, `mean + std · noise`, whose noise belongs to seed, images seen
+    and row; `read` always returns the mean.
+
+    Args:
+        path: of the cache.
+        source: whose samples were encoded.
+        autoencoder: that encoded them. If its normaliser is not fitted yet, it is, to the cache's statistics.
+        sample: draw posterior samples.
+
+    Raises:
+        CacheError: if there is no whole cache, or it was made of something else; names the field and both values.
+    """
+
+    def __init__(self, path: Path, source: Source, autoencoder: Autoencoder, *, sample: bool = False) -> None:
+        self.path, self.sample = path, sample
+        self.manifest = _manifest(path)
+        _compare(path, self.manifest["made_of"], made_of(source, autoencoder, sample))
+        self.spec, self.cond = autoencoder.latent, source.cond
+        self.variants, self.two_sided, self.paired = source.variants, source.two_sided, source.paired
+        self.counts: dict[str, int] = self.manifest["counts"]
+        if not bool(autoencoder.fitted):
+            autoencoder.use_statistics(Statistics.from_json(self.manifest["statistics"]))
+        self.shift, self.scale = autoencoder.shift.cpu().clone(), autoencoder.scale.cpu().clone()
+        try:
+            self._open()
+        except ValueError as error:
+            raise CacheError(f"latent cache {path} is damaged: {error}; remove the folder to encode again") from error
+
+    def _open(self) -> None:
+        made = self.manifest["made_of"]
+        shape, dtype = self.spec.shape, np.dtype(made["dtype"])
+        moments = ("mean", "std") if self.sample else ("mean",)
+        self._moments = {
+            (end, moment, variant): Shards(
+                self.path, f"{end}-{moment}-{variant}", count, shape, dtype, self.manifest["rows"]
+            )
+            for end, count in self.counts.items()
+            for moment in moments
+            for variant in range(self.variants)
+        }
+        n = self.counts["x0"]
+        self._cond = {
+            name: torch.from_numpy(
+                Shards(self.path, f"cond-{name}", n, spec.shape, _numpy(spec.dtype), n).take(
+                    np.arange(n), _numpy(spec.dtype)
+                )
+            )
+            for name, spec in self.cond.items()
+        }
+
+    @classmethod
+    def open_or_build(
+        cls,
+        path: Path,
+        source: Source,
+        autoencoder: Autoencoder,
+        progress: Progress | None = None,
+        *,
+        sample: bool = False,
+        batch: int = 64,
+    ) -> Source:
+        """The latents of a source: from the cache at `path`, which is built where there is none.
+
+        An autoencoder that is the identity needs no cache: the source itself is returned, normalised if its
+        normaliser asks for it. Several processes may call this at once: one builds and the others wait.
+
+        Args:
+            path: folder of the cache; its parent exists or can be made.
+            source: of images.
+            autoencoder: on the device on which to encode; its normaliser is fitted by this call if it was not.
+            progress: called with images encoded and images in all.
+            sample: keep the posterior's standard deviation and draw samples.
+            batch: images encoded at once.
+
+        Raises:
+            CacheError: if a cache is there that was made of something else.
+            DiskError: if the disk has no room for it.
+        """
+        if len(source) == 0:
+            return source
+        if autoencoder.is_identity:
+            if not bool(autoencoder.fitted):
+                autoencoder.fit_normaliser(images for _, images, _ in _reads(source, 0, batch))
+            return Normalised(source, autoencoder) if autoencoder.normaliser.fits else source
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(path):
+                if not path.exists():
+                    _build(path, source, autoencoder, progress, sample, batch)
+        return cls(path, source, autoencoder, sample=sample)
+
+    @staticmethod
+    def key(source: Source, autoencoder: Autoencoder, *, sample: bool = False) -> str:
+        """A short word that differs where caches would; a good name for their folder."""
+        text = json.dumps(made_of(source, autoencoder, sample), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of the raw latents of all samples and variants, at both ends; of posterior samples where they are kept."""
+        return Statistics.from_json(self.manifest["statistics"])
+
+    def verify(self) -> None:
+        """Read every byte and compare checksums.
+
+        Raises:
+            CacheError: if a file is damaged; names it.
+        """
+        wrong = damaged(self.path, self.manifest["files"])
+        if wrong:
+            raise CacheError(
+                f"latent cache {self.path} is damaged: {', '.join(wrong)}; remove the folder to encode again"
+            )
+
+    def __len__(self) -> int:
+        return self.counts["x0"]
+
+    @property
+    def partners(self) -> int:
+        """How many x1 there are."""
+        return self.counts.get("x1", 0)
+
+    def read(self, index: np.ndarray, variant: np.ndarray | None = None) -> Items:
+        """Gather posterior means, normalised, float32."""
+        return self._items(index, variant, None)
+
+    def draw(self, index: np.ndarray, variant: np.ndarray | None, draws: Draws) -> Items:
+        """Gather posterior samples where `sample` is on, else means."""
+        return self._items(index, variant, draws)
+
+    def draw_x1(self, index: np.ndarray, variant: np.ndarray | None, draws: Draws) -> Tensor:
+        """Gather the other end alone."""
+        return self._latents("x1", index, variant, draws)
+
+    def _items(self, index: np.ndarray, variant: np.ndarray | None, draws: Draws | None) -> Items:
+        x1 = self._latents("x1", index % self.partners, variant, draws) if self.partners else None
+        at = torch.from_numpy(np.asarray(index, dtype=np.int64))
+        cond = {name: values[at] for name, values in self._cond.items()}
+        return Items(self._latents("x0", index, variant, draws), x1, cond)
+
+    def _latents(self, end: str, index: np.ndarray, variant: np.ndarray | None, draws: Draws | None) -> Tensor:
+        raw = self._gather(end, "mean", index, variant)
+        if draws is not None and self.sample:
+            raw = raw + self._gather(end, "std", index, variant) * draws.normal(f"posterior of {end}", raw)
+        return (raw - self.shift) / self.scale
+
+    def _gather(self, end: str, moment: str, index: np.ndarray, variant: np.ndarray | None) -> Tensor:
+        single = np.dtype(np.float32)
+        if variant is None or not variant.any():
+            return torch.from_numpy(self._moments[end, moment, 0].take(index, single))
+        out = np.empty((len(index), *self.spec.shape), dtype=single)
+        for side in (0, 1):
+            out[variant == side] = self._moments[end, moment, side].take(index[variant == side], single)
+        return torch.from_numpy(out)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the cache was made of."""
+        made: dict[str, Any] = self.manifest["made_of"]
+        return made
+
+
+def made_of(source: Source, autoencoder: Autoencoder, sample: bool) -> dict[str, Any]:
+    """All that a cache's content depends on, JSON values."""
+    values = {
+        "autoencoder": type(autoencoder).__qualname__,
+        "weights": autoencoder.fingerprint(),
+        "latent": list(autoencoder.latent.shape),
+        "dtype": _numpy(autoencoder.latent_dtype).name,
+        "std": sample,
+        "variants": source.variants,
+        "data": source.fingerprint(),
+    }
+    fixed: dict[str, Any] = json.loads(json.dumps(values))
+    return fixed
+
+
+def _numpy(dtype: torch.dtype) -> np.dtype:
+    return torch.empty(0, dtype=dtype).numpy().dtype
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """The manifest, whose own checksum is compared."""
+    try:
+        found: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+        known = found.pop("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheError(
+            f"{path} is no whole latent cache: {MANIFEST} is missing or damaged; remove the folder to encode again"
+        ) from error
+    if known != _digest(found):
+        raise CacheError(f"latent cache {path} is damaged: {MANIFEST} was changed; remove the folder to encode again")
+    if found["format"] != FORMAT:
+        raise CacheError(f"latent cache {path} has format {found['format']}, this version writes and reads {FORMAT}")
+    return found
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise where the cache was made of something else; that it holds more moments than are read does not matter."""
+    left, right = dict(_flat(stored)), dict(_flat(wanted))
+    for key in [*right, *(key for key in left if key not in right)]:
+        if left.get(key) != right.get(key) and not (key == "std" and left.get(key)):
+            raise CacheError(
+                f"latent cache {path} was written with {key} = {left.get(key)!r}, this recipe has {right.get(key)!r}; "
+                "remove that folder to encode again, or give the cache another path"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock of this cache; it ends with the process that holds it."""
+    import fcntl  # not on every system, and only needed to build
+
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _reads(source: Source, variant: int, batch: int) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
+    """Images of both ends in their order, with their end and conditions; the next are read while these are used."""
+
+    def read(end: str, first: int, last: int) -> Items:
+        index = np.arange(first, last)
+        mirrored = np.full(len(index), variant)
+        if end == "x0":
+            return source.read(index, mirrored)
+        return Items(source.draw_x1(index, mirrored, Draws.seeds(index.tolist())))
+
+    plan = [
+        (end, first, min(first + batch, count))
+        for end, count in (("x0", len(source)), ("x1", source.partners))
+        for first in range(0, count, batch)
+    ]
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(read, *plan[0])
+        for k, (end, _, _) in enumerate(plan):
+            found = ahead.result()
+            if k + 1 < len(plan):
+                ahead = pool.submit(read, *plan[k + 1])
+            yield end, found.x0, found.cond
+
+
+def _build(
+    path: Path, source: Source, autoencoder: Autoencoder, progress: Progress | None, sample: bool, batch: int
+) -> None:
+    """Encode everything beside `path`, then give it that name."""
+    disk, beside = Disk(), path.with_name(f".{path.name}.building")
+    if beside.exists():  # left by a process that was killed: whoever builds holds the lock
+        shutil.rmtree(beside)
+    counts = {"x0": len(source)} | ({"x1": source.partners} if source.two_sided else {})
+    dtype, shape = _numpy(autoencoder.latent_dtype), autoencoder.latent.shape
+    moments = 2 if sample else 1
+    needed = sum(counts.values()) * source.variants * moments * autoencoder.latent.numel * dtype.itemsize
+    if disk.free(path.parent) < needed * 1.02:
+        raise DiskError(f"the latent cache {path} takes {needed:,} bytes, {disk.free(path.parent):,} are free there")
+    disk.mkdir(beside)
+    try:
+        files, statistics = _encode(beside, source, autoencoder, counts, progress, sample, batch)
+        manifest = {
+            "format": FORMAT,
+            "made_of": made_of(source, autoencoder, sample),
+            "counts": counts,
+            "rows": rows_per_shard(shape, dtype),
+            "statistics": statistics.to_json(),
+            "files": dict(sorted(files.items())),
+        }
+        whole = {**manifest, "sha256": _digest(manifest)}
+        disk.write(beside / MANIFEST, json.dumps(whole, indent=1, sort_keys=True).encode())
+        disk.sync(beside / MANIFEST)
+        disk.sync_dir(beside)
+        disk.rename(beside, path)
+        disk.sync_dir(path.parent)
+    except BaseException as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise disk_error(error, path, needed) from error
+        raise
+
+
+def _encode(
+    folder: Path,
+    source: Source,
+    autoencoder: Autoencoder,
+    counts: Mapping[str, int],
+    progress: Progress | None,
+    sample: bool,
+    batch: int,
+) -> tuple[dict[str, str], Statistics]:
+    """Write all arrays; return the files' checksums and the statistics of the raw latents."""
+    files: dict[str, str] = {}
+    conditions: list[Mapping[str, Tensor]] = []
+    total, done, found = sum(counts.values()) * source.variants, 0, None
+    was_training = autoencoder.training
+    autoencoder.eval()
+    try:
+        for variant in range(source.variants):
+            writers = _writers(folder, autoencoder, counts, variant, sample)
+            for end, images, cond in _reads(source, variant, batch):
+                mean, std = _moments(autoencoder, images, sample)
+                part = Statistics.of(mean, std)
+                found = part if found is None else found + part
+                writers[end, "mean"].write(_narrow(mean, autoencoder.latent_dtype))
+                if std is not None:
+                    writers[end, "std"].write(_narrow(std, autoencoder.latent_dtype))
+                if end == "x0" and variant == 0:
+                    conditions.append(cond)
+                done += len(images)
+                if progress is not None:
+                    progress(done, total)
+            for writer in writers.values():
+                files |= writer.digests
+    finally:
+        autoencoder.train(was_training)
+    assert found is not None
+    return files | _write_cond(folder, source, conditions), found
+
+
+def _moments(autoencoder: Autoencoder, images: Tensor, sample: bool) -> tuple[Tensor, Tensor | None]:
+    with torch.no_grad():
+        found = autoencoder.moments(images.to(autoencoder.shift.device))
+    if sample and found.std is None:
+        raise CacheError(f"{type(autoencoder).__name__} has no posterior to sample from; leave `sample` out")
+    return found.mean.float().cpu(), found.std.float().cpu() if sample and found.std is not None else None
+
+
+def _writers(
+    folder: Path, autoencoder: Autoencoder, counts: Mapping[str, int], variant: int, sample: bool
+) -> dict[tuple[str, str], ShardWriter]:
+    dtype, shape = _numpy(autoencoder.latent_dtype), autoencoder.latent.shape
+    return {
+        (end, moment): ShardWriter(folder, f"{end}-{moment}-{variant}", count, shape, dtype)
+        for end, count in counts.items()
+        for moment in (("mean", "std") if sample else ("mean",))
+    }
+
+
+def _narrow(raw: Tensor, dtype: torch.dtype) -> np.ndarray:
+    """Raw latents in the type in which they are kept."""
+    kept = raw.to(dtype)
+    if not torch.isfinite(kept).all():
+        worst = float(raw.abs().max())
+        raise DataError(f"the autoencoder returned latents up to {worst:g}, which are not finite as {dtype}")
+    found: np.ndarray = kept.numpy()
+    return found
+
+
+def _write_cond(folder: Path, source: Source, parts: list[Mapping[str, Tensor]]) -> dict[str, str]:
+    """Conditions in one file each."""
+    files: dict[str, str] = {}
+    for name, spec in source.cond.items():
+        dtype = _numpy(spec.dtype)
+        whole = len(source) * max(1, spec.numel) * dtype.itemsize
+        writer = ShardWriter(folder, f"cond-{name}", len(source), spec.shape, dtype, whole)
+        for part in parts:
+            writer.write(part[name].numpy())
+        files |= writer.digests
+    return files

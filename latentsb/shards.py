@@ -1,0 +1,157 @@
+"""Arrays on disk, cut into `.npy` files: written in one go, read by rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from latentsb.disk import Disk
+
+__all__ = ["ShardWriter", "Shards"]
+
+SHARD_BYTES = 1 << 30
+
+
+class ShardWriter:
+    """Writes rows of one array to files of at most about a gigabyte, and their checksums as they go.
+
+    Plain writes are used, not a memory map: a full disk is then an error and not a signal.
+
+    Args:
+        folder: that exists.
+        name: of the array; the files are `name-00000.npy` and so on.
+        count: rows in all.
+        shape: of one row.
+        dtype: of the numbers.
+        shard_bytes: size that no file exceeds, unless one row does.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        count: int,
+        shape: Sequence[int],
+        dtype: np.dtype,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self.folder, self.name, self.count, self.shape, self.dtype = folder, name, count, tuple(shape), dtype
+        self.rows = rows_per_shard(shape, dtype, shard_bytes)
+        self.digests: dict[str, str] = {}
+        self._done = 0
+        self._file: IO[bytes] | None = None
+        self._hash = hashlib.sha256()
+
+    def write(self, rows: np.ndarray) -> None:
+        """Append rows."""
+        while len(rows):
+            if self._file is None:
+                self._begin()
+            part = rows[: self.rows - self._done % self.rows]
+            self._put(np.ascontiguousarray(part, dtype=self.dtype).tobytes())
+            self._done += len(part)
+            rows = rows[len(part) :]
+            if self._done % self.rows == 0 or self._done == self.count:
+                self._end()
+
+    def close(self) -> None:
+        """Close the file that is open, whether or not it is complete."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _begin(self) -> None:
+        self._hash = hashlib.sha256()
+        self._file = open(self._path, "wb")
+        header = np.lib.format.header_data_from_array_1_0(np.empty((0, *self.shape), self.dtype))
+        header["shape"] = (min(self.rows, self.count - self._done), *self.shape)
+        writer = _Tee(self._file, self._hash)
+        np.lib.format.write_array_header_1_0(writer, header)
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / f"{self.name}-{self._done // self.rows:05d}.npy"
+
+    def _put(self, data: bytes) -> None:
+        assert self._file is not None
+        _Tee(self._file, self._hash).write(data)
+
+    def _end(self) -> None:
+        assert self._file is not None
+        path = Path(self._file.name)
+        self.close()
+        Disk().sync(path)
+        self.digests[path.name] = self._hash.hexdigest()
+
+
+class _Tee:
+    """What is written is hashed too."""
+
+    def __init__(self, file: IO[bytes], digest: hashlib._Hash) -> None:
+        self.file, self.digest = file, digest
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+
+def rows_per_shard(shape: Sequence[int], dtype: np.dtype, shard_bytes: int = SHARD_BYTES) -> int:
+    """Rows in every file of an array but the last."""
+    return max(1, shard_bytes // (int(np.prod(shape, dtype=np.int64)) * dtype.itemsize))
+
+
+class Shards:
+    """Rows of an array that lies in `.npy` files, memory-mapped.
+
+    Args:
+        folder: of the files.
+        name: of the array.
+        count: rows in all.
+        shape: of one row.
+        dtype: of the numbers.
+        rows: in every file but the last.
+
+    Raises:
+        ValueError: if a file is absent, short, or of another type or shape; says which.
+    """
+
+    def __init__(self, folder: Path, name: str, count: int, shape: Sequence[int], dtype: np.dtype, rows: int) -> None:
+        self.shape, self.rows = tuple(shape), rows
+        self.files = [
+            self._open(folder / f"{name}-{k:05d}.npy", (min(rows, count - first), *self.shape), dtype)
+            for k, first in enumerate(range(0, count, rows))
+        ]
+
+    @staticmethod
+    def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        try:
+            found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{path} cannot be read ({error})") from error
+        if found.shape != shape or found.dtype != dtype:
+            raise ValueError(f"{path} holds {found.dtype} of shape {found.shape}, expected {dtype} of shape {shape}")
+        return found
+
+    def take(self, index: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Rows at these positions, shape (B, …), in memory and in this type."""
+        out = np.empty((len(index), *self.shape), dtype=dtype)
+        shard = index // self.rows
+        for k in np.unique(shard).tolist():
+            at = shard == k
+            out[at] = self.files[k][index[at] % self.rows]
+        return out
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def damaged(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """Names of the files that are absent or have another checksum."""
+    return [name for name, known in digests.items() if not (folder / name).is_file() or sha256(folder / name) != known]
