@@ -176,7 +176,7 @@ class DBAE(EncodingBridge):
             raise CapabilityError(
                 "no prior over z has been fitted yet: train to the end of the stage, or give codes by encoding data"
             )
-        return Condition({"z": self.codes.sample(n, draws.fork("prior")).to(self.device)})
+        return Condition({"z": self.codes.sample(n, draws.fork("prior")).to(self.device, self.ends.spec.dtype)})
 
     @property
     def prior_description(self) -> str:
