@@ -74,7 +74,8 @@ class Checkpoint:
         data = self.disk.read(self.path / (name + SUFFIX))
         if hashlib.sha256(data).hexdigest() != self.sha256[name]:
             raise CheckpointError(f"{self.path / (name + SUFFIX)} changed while it was read")
-        return load_tensors(data)
+        tensors: dict[str, Tensor] = load_tensors(data)
+        return tensors
 
 
 class Damaged(Exception):

@@ -96,7 +96,9 @@ def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
         except OSError:
             pass
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return DiskError(f"cannot write {path}: {reason} ({needed:,} bytes are needed{free}); what was saved before is kept")
+    return DiskError(
+        f"cannot write {path}: {reason} ({needed:,} bytes are needed{free}); what was saved before is kept"
+    )
 
 
 def ignore_size_signal() -> None:

@@ -185,7 +185,9 @@ class Ema:
             raise CheckpointError(f"average '{label}': {', '.join(sorted(wrong)[:5])} missing or unknown")
         for name, value in values.items():
             if own[name].shape != value.shape:
-                raise CheckpointError(f"average '{label}': {name} is {tuple(value.shape)}, not {tuple(own[name].shape)}")
+                raise CheckpointError(
+                    f"average '{label}': {name} is {tuple(value.shape)}, not {tuple(own[name].shape)}"
+                )
         _copy(own, values)
 
 

@@ -66,7 +66,7 @@ def sum_flat(tensors: Sequence[Tensor]) -> None:
         return
     flat = torch.cat([t.detach().reshape(-1).to(torch.float32) for t in tensors])
     dist.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+    for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
 
 
@@ -119,7 +119,7 @@ def first(act: Callable[[], T]) -> T | None:
     if failure is not None:
         raise failure
     if told is not None:
-        error = Error(f"in the main process: {told[0]}")
-        error.exit_code = told[1]
-        raise error
+        mirrored = Error(f"in the main process: {told[0]}")
+        mirrored.exit_code = told[1]
+        raise mirrored
     return result

@@ -5,6 +5,7 @@ Every mistake is collected with its place; binding goes on with the other keys.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass, replace
@@ -167,7 +168,7 @@ class Binder:
                 return None
             (word, cls), over = known, {}
         keys = {n: Key(k.annotation, over.get(n, k.default), k.about) for n, k in keys_of(cls).items()}
-        values = self._keys(keys, given, node.place, key, f"{registry.kind} '{word}'")
+        values = self._keys(keys, given, node.place, key, f"{registry.kind} '{word}'", ("name",))
         places = {"": node.place} | {n: child.place for n, child in given.items()}
         part = Part(registry.kind, word, cls, values, from_run, deferred, key, places)
         if len(self.problems) == before:
@@ -186,9 +187,7 @@ class Binder:
         self, registry: Registry[Any], base: type[Any], name: Node | None, node: Node, key: str
     ) -> tuple[str, type[Any]] | None:
         if name is None or not isinstance(name.value, str):
-            what = f"expected the name of a {registry.kind}, found {found(name.plain())}" if name else ""
-            place = name.place if name else node.place
-            self.tell(place, f"{key}.name", what or f"missing; known: {', '.join(registry.names())}")
+            self._no_name(registry, name, node, key)
             return None
         try:
             cls = registry[name.value]
@@ -203,6 +202,17 @@ class Binder:
             self.tell(name.place, key, f"'{name.value}' is no {base.__name__}, which is needed here; these are: {fits}")
             return None
         return name.value, cls
+
+    def _no_name(self, registry: Registry[Any], name: Node | None, node: Node, key: str) -> None:
+        if name is not None:
+            self.tell(name.place, f"{key}.name", f"expected the name of a {registry.kind}, found {found(name.plain())}")
+            return
+        keys = node.value if isinstance(node.value, dict) else {}
+        close = difflib.get_close_matches("name", keys, n=1)
+        if close:
+            self.tell(keys[close[0]].place, _join(key, close[0]), "unknown key. Did you mean 'name'?")
+        else:
+            self.tell(node.place, _join(key, "name"), f"missing; known: {', '.join(registry.names())}")
 
     def _from_run(self, given: dict[str, Node], node: Node, key: str) -> tuple[dict[str, Node], FromRun | None]:
         if "run" not in given:
@@ -236,13 +246,19 @@ class Binder:
         return given, from_run
 
     def _keys(
-        self, keys: Mapping[str, Key], given: Mapping[str, Node], where: str, path: str, owner: str
+        self,
+        keys: Mapping[str, Key],
+        given: Mapping[str, Node],
+        where: str,
+        path: str,
+        owner: str,
+        more: tuple[str, ...] = (),
     ) -> dict[str, Any]:
         values: dict[str, Any] = {}
         guessed: set[str] = set()
         for name, node in given.items():
             if name not in keys:
-                hint = nearest(name, keys)
+                hint = nearest(name, [*keys, *more])
                 guessed.update(k for k in keys if f"'{k}'" in hint)
                 listing = "" if hint and len(keys) > 12 else f" Its keys: {', '.join(keys) or 'none'}"
                 self.tell(node.place, _join(path, name), f"unknown key of {owner}.{hint}{listing}")

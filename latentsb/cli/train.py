@@ -1,0 +1,106 @@
+"""The command `train`, and the table of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from latentsb.cli.recipes import Imports, Overrides, RecipeName, load_recipe
+
+if TYPE_CHECKING:
+    from latentsb.experiment import Experiment
+    from latentsb.run import Run
+
+__all__ = ["list_runs", "register"]
+
+RUNS = Path("runs")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command()(train)
+
+
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    imports: Imports = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME if none.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and show what would be done; write nothing.")
+    ] = False,
+) -> None:
+    """Train a recipe; the same command again goes on where it was stopped.
+
+    Several processes: torchrun --nproc_per_node 2 -m latentsb train RECIPE
+    """
+    import logging
+
+    bound = load_recipe(recipe, overrides, imports)
+    path = run or RUNS / bound.name
+    if dry_run:
+        from latentsb.cli.checking import report
+
+        report(bound)
+        typer.echo(f"the run would be {path}; nothing was written")
+        return
+    from latentsb import parallel
+    from latentsb.experiment import build
+    from latentsb.run import Run
+    from latentsb.trainer import Trainer, start_processes
+
+    device = start_processes()
+    level = logging.INFO if parallel.is_main() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s")
+    opened = Run.create(bound, path)
+    try:
+        experiment = build(bound)
+        outcome = Trainer(opened, experiment, device).fit()
+    finally:
+        opened.close()
+    if parallel.is_main() and outcome.reason is None:
+        typer.echo(ending(opened, experiment))
+    if outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+
+
+def ending(run: Run, experiment: Experiment) -> str:
+    """Where things are, and what can be done with them."""
+    from latentsb.bridge import EncodingBridge
+
+    checkpoint = run.checkpoint()
+    lines = [f"trained: {run.path} (step {checkpoint.step:,}, {checkpoint.state['seconds']:,.0f} s)"]
+    previews = sorted((run.path / "samples").glob("preview-*.png"))
+    if previews:
+        lines.append(f"pictures: {previews[-1]} (the first one: {previews[0]})")
+    lines.append(f"next: latentsb sample {run.path} -n 64")
+    if isinstance(experiment.bridge, EncodingBridge):
+        lines += [f"      latentsb reconstruct {run.path}", f"      latentsb interpolate {run.path}"]
+    lines += [f"      latentsb report {run.path}"]
+    return "\n".join(lines)
+
+
+def list_runs(folder: Path = RUNS) -> None:
+    """Print the runs in a folder, with how far each one is; nothing of them is executed."""
+    from latentsb.cli.console import console, count, table
+    from latentsb.run import last_record, runs_in
+
+    found = runs_in(folder)
+    if not found:
+        typer.echo(f"no runs in {folder}; next: latentsb list recipes")
+        return
+    shown = table("", "run", "stage", "images", "loss", "checkpoints")
+    for path in found:
+        last = last_record(path)
+        steps = len(list((path / "checkpoints").glob("step-*")))
+        loss = next((v for k, v in last.items() if k.split("/")[-1] == "loss"), None)
+        shown.add_row(
+            str(path),
+            str(last.get("stage", "")),
+            count(int(last.get("images", 0))),
+            "" if loss is None else f"{loss:.4g}",
+            str(steps),
+        )
+    console().print(shown)
