@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from latentsb.bridge import Bridge, DenoisingBridge, End
-from latentsb.errors import ArgumentError
-from latentsb.ranges import NonNegative, OpenFraction, Positive, enforce
+from latentsb.errors import ArgumentError, CapabilityError
+from latentsb.ranges import Fraction, NonNegative, OpenFraction, Positive, enforce
 from latentsb.solvers.base import GRIDS, Grid, denoising
 
 __all__ = ["Karras", "KarrasTime", "LogUniform", "SigmaGrid", "Uniform", "time_of_sigma"]
@@ -59,27 +59,25 @@ def in_order(points: Tensor, towards: End) -> Tensor:
 class Uniform(Grid):
     """Even steps in t, from 1 to 0; fits every bridge.
 
-    Source: Euler's polygon.
-
     Args:
         margin: distance kept from a pinned t = 1, where the drift is singular; without effect where the state at
-            t = 1 carries noise or the bridge has none at all.
-        last: smallest positive time of a noisy denoising bridge, reached by even steps before the step to 0; 0 for
+            t = 1 carries noise, and for bridges that are not denoising ones.
+        last: smallest positive time of a denoising bridge, reached by even steps before the step to 0; 0 for
             steps that are even down to t = 0. Towards x1 the bridge's own t_min takes the place of a 0.
     """
 
     margin: OpenFraction = 1e-4
-    last: NonNegative = 0.0
+    last: Fraction = 0.0
 
     def __post_init__(self) -> None:
         enforce(self)
 
     def times(self, bridge: Bridge, steps: int, towards: End = "x0") -> Tensor:
         """`1 − i/steps` for plain bridges; see the fields for denoising ones."""
-        if not isinstance(bridge, DenoisingBridge) or bridge.reference.total == 0:
+        if not isinstance(bridge, DenoisingBridge):
             times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
             return times if towards == "x0" else times.flip(0)
-        pinned = bool(bridge.marginal(torch.tensor(bridge.t_max, dtype=torch.float64)).c == 0)
+        pinned = bool(bridge.marginal(torch.ones((), dtype=torch.float64)).c == 0)
         first = min(bridge.t_max, 1 - self.margin) if pinned else bridge.t_max
         if towards == "x0" and self.last == 0:
             return torch.linspace(first, 0, steps + 1, dtype=torch.float64)
@@ -112,7 +110,7 @@ class KarrasTime(Grid):
         """Needs a denoising bridge, for its t_min and t_max."""
         bridge = denoising(bridge, "grid 'karras_time'")
         appended = self.zero and towards == "x0"
-        points = karras(bridge.t_max - self.margin, bridge.t_min, steps if appended else steps + 1, self.rho)
+        points = karras(min(bridge.t_max, 1 - self.margin), bridge.t_min, steps if appended else steps + 1, self.rho)
         if towards == "x0":
             return in_order(points, towards) if appended else points
         return in_order(points, towards)
@@ -144,6 +142,11 @@ class SigmaGrid(Grid):
         clipped = largest <= self.sigma_max
         first = largest if clipped else self.sigma_max
         last = max(smallest, self.sigma_min)
+        if last >= first:
+            raise CapabilityError(
+                f"grid '{GRIDS.word_of(self)}' has levels {self.sigma_min:g} to {self.sigma_max:g} of sigma_eff, this "
+                f"bridge has {smallest:g} to {largest:g}: they do not overlap"
+            )
         points = steps if towards == "x0" else steps + 1
         times = time_of_sigma(bridge, self.spacing(first, last, points))
         if clipped:

@@ -228,7 +228,7 @@ def test_law_towards_the_other_end(oracles, world, solver):
 ORDERS = [
     (STRAIGHT, lambda n: Euler(steps=n), 1),
     (STRAIGHT, lambda n: Heun(steps=n), 2),
-    (SCORE_VP, lambda n: EulerMaruyama(steps=4 * n, noiseless_last=False), 1),
+    (SCORE_VP, lambda n: EulerMaruyama(steps=2 * n, noiseless_last=False), 1),
     (SCORE_VE, lambda n: Posterior(steps=n, grid=LogUniform(sigma_min=1e-3)), 1),
     (PINNED, lambda n: Posterior(steps=n, grid=LogUniform(sigma_min=1e-3), eta=1.0), 1),
     (PINNED, lambda n: Euler(steps=n, grid=LogUniform(sigma_min=1e-3), coordinates=NoiseCoordinate()), 1),

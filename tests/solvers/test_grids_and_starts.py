@@ -92,11 +92,25 @@ def test_uniform(oracles, build):
     assert Uniform(margin=0.2).times(build(VP(), True), 1, "x1").tolist() == pytest.approx([1e-4, 0.8])
 
 
+def test_margins_are_distances_from_one(build):
+    """A bridge whose denoiser stops at t_max < 1 keeps both: the grid begins at the smaller of t_max and 1 − margin."""
+    bridge = build(VP(), True)
+    bridge.t_max = 0.95
+    for grid in (Uniform, KarrasTime):
+        assert grid(margin=0.2).times(bridge, 4)[0] == 0.8
+        assert grid(margin=0.01).times(bridge, 4)[0] == 0.95
+
+
 def test_noise_level_grids_need_a_denoising_bridge(oracles):
     plain = oracles.Straight(f64([0.0]), f64([[1.0]]))
     for grid in (LogUniform(), Karras(), KarrasTime()):
         with pytest.raises(CapabilityError, match="DenoisingBridge; 'Straight' is not one"):
             grid.times(plain, 4)
+
+
+def test_levels_that_the_bridge_does_not_have(build):
+    with pytest.raises(CapabilityError, match=r"this bridge has .* to 0.001: they do not overlap"):
+        LogUniform().times(build(VE(sigma_max=0.001), False), 4)
 
 
 def test_wrong_values_are_told():
