@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated, NoReturn
 
 import typer
@@ -44,7 +43,7 @@ def app() -> typer.Typer:
         epilog=EXAMPLES,
     )
     commands.callback(invoke_without_command=True)(_top)
-    for module in filter(find_spec, COMMANDS):
+    for module in COMMANDS:
         import_module(module).register(commands)
     return commands
 

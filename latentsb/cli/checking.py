@@ -30,12 +30,13 @@ def report(recipe: Recipe) -> None:
         DataError: if the data is missing, after everything that can be told without it.
     """
     out = console()
-    out.print(_parts(recipe), markup=False)
     try:
         experiment = build(recipe, weights=False)
-    except DataError:
-        out.print("shapes, sizes and steps are not known without the data:", markup=False)
+    except DataError as error:
+        out.print(_parts(recipe), markup=False)
+        error.add_note("Shapes, sizes and steps are not known without the data; all keys of the recipe are right.")
         raise
+    out.print(_parts(recipe), markup=False)
     out.print(_shapes(experiment), markup=False)
     out.print(_modules(experiment), markup=False)
     out.print(_stages(experiment), markup=False)
@@ -65,7 +66,8 @@ def _shapes(experiment: Experiment) -> Any:
     shown.add_row("one sample", _shape(source.spec))
     for name, spec in source.cond.items():
         shown.add_row(f"condition '{name}'", _shape(spec))
-    shown.add_row("one latent", f"{_shape(latent)} ({source.spec.numel / latent.numel:.3g} times fewer numbers)")
+    fewer = source.spec.numel / latent.numel
+    shown.add_row("one latent", _shape(latent) + (f" ({fewer:.3g} times fewer numbers)" if fewer != 1 else ""))
     shown.add_row("latents of all samples", size(stored))
     return shown
 

@@ -15,12 +15,11 @@ BRIDGE = Template('''"""A bridge of my own: straight lines from data to noise. C
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from latentsb import BRIDGES, Batch, Bridge, Build, Condition, Draws, Ends, Loss, Network, State
 from latentsb.bridge import End
 from latentsb.ranges import Positive
 from latentsb.tensors import expand_as
+from torch import Tensor
 
 
 @BRIDGES.register("$name")

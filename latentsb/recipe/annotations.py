@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -22,7 +22,19 @@ from latentsb.errors import nearest
 from latentsb.recipe.nodes import Scalar
 from latentsb.registry import Build, registry_of
 
-__all__ = ["Wrong", "adapter", "check", "expected", "found", "holds_part", "members", "plain", "slot_of", "whole"]
+__all__ = [
+    "Form",
+    "Wrong",
+    "adapter",
+    "check",
+    "expected",
+    "found",
+    "holds_part",
+    "members",
+    "plain",
+    "slot_of",
+    "whole",
+]
 
 NOUNS: dict[Any, str] = {
     int: "an integer",
@@ -34,6 +46,17 @@ NOUNS: dict[Any, str] = {
     Any: "a value",
 }
 PLURALS = {int: "integers", float: "numbers", bool: "true or false", str: "texts", Path: "paths"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """Another form in which a value may be written, beside its annotation.
+
+    Args:
+        form: in words, after "or".
+    """
+
+    form: str
 
 
 class Wrong(Exception):
@@ -135,7 +158,7 @@ def check(annotation: Any, value: Any) -> Any:
         return checker.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        path = _loc(annotation, first["loc"])
+        path = _loc(annotation, first["loc"][:-1] if first["type"] == "missing" else first["loc"])
         inner = _inside(annotation, path)
         raise Wrong(path, f"expected {expected(inner)}, found {found(_at(value, path))}{_hint(inner, value)}") from None
 
@@ -175,10 +198,9 @@ def expected(annotation: Any) -> str:
     """The annotation in words: `a number > 0`, `one of 'auto', 'fp32'`, `a list of integers`."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        text = expected(args[0])
-        if any(isinstance(m, BeforeValidator) and m.func is not whole for m in args[1:]):
-            text += " or a duration such as 90s, 15m, 2h"
-        return f"{text} {' and '.join(_ranges(args[1:]))}".rstrip()
+        text = f"{expected(args[0])} {' and '.join(_ranges(args[1:]))}".rstrip()
+        forms = [m.form for m in args[1:] if isinstance(m, Form)]
+        return " or ".join([text, *forms])
     if origin in (Union, types.UnionType):
         return " or ".join(expected(a) for a in sorted(args, key=lambda a: a is type(None)))
     if origin is Literal:

@@ -66,7 +66,7 @@ def load_import(entry: Import) -> str:
 def _load_file(path: Path) -> str:
     text = path.read_bytes()
     digest = hashlib.sha256(text).hexdigest()
-    name = f"latentsb_import_{path.stem}_{digest[:16]}"
+    name = f"latentsb_import_{digest[:16]}"
     if name in sys.modules:
         return digest
     spec = importlib.util.spec_from_file_location(name, path)

@@ -200,6 +200,7 @@ class _Reader:
                 items.append(self.node(inner, depth + 1))
             return _sized(items, where, items)
         assert isinstance(event, ScalarEvent)
+        self.printable(event.value, where)
         plain = event.implicit[0] and not event.style
         return Node(self.scalar(event.value, where) if plain else event.value, where)
 
@@ -242,6 +243,7 @@ class _Reader:
             self.tell(place, _tag(event.tag))
             return None
         name = event.value
+        self.printable(name, place)
         if not event.style:
             if name == "<<":
                 self.tell(place, "'<<' may not stand in a recipe; use 'extends:' or write the keys out")
@@ -254,6 +256,11 @@ class _Reader:
                 self.tell(place, f"a key must be a text, found {name or 'nothing'}")
                 return None
         return name
+
+    def printable(self, text: str, where: str) -> None:
+        bad = FORBIDDEN.search(text)  # by an escape in double quotes
+        if bad:
+            self.tell(where, f"the character U+{ord(bad.group()):04X} may not stand in a recipe, not even escaped")
 
     def scalar(self, text: str, where: str) -> Scalar:
         if text in WORDS:

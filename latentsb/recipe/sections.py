@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from latentsb.errors import ArgumentError
 from latentsb.ranges import Count, NonNegative, NonNegativeInt, OpenFraction, Positive
+from latentsb.recipe.annotations import Form
 
 __all__ = ["Duration", "Ema", "Preview", "Seed", "Stage", "TrainSettings", "seconds"]
 
@@ -34,7 +35,13 @@ def seconds(value: Any) -> Any:
         return value
 
 
-Duration = Annotated[float, Gt(0), BeforeValidator(seconds), WithJsonSchema({"type": ["number", "string"]})]
+Duration = Annotated[
+    float,
+    Gt(0),
+    BeforeValidator(seconds),
+    Form("a duration such as 90s, 15m, 2h"),
+    WithJsonSchema({"type": ["number", "string"]}),
+]
 Seed = Annotated[int, Ge(0), Lt(2**63)]
 Momentum = Annotated[float, Ge(0), Lt(1)]
 
