@@ -120,9 +120,7 @@ class LatentCache(Source):
         n = self.counts["x0"]
         self._cond = {
             name: torch.from_numpy(
-                Shards(self.path, f"cond-{name}", n, spec.shape, _numpy(spec.dtype), n).take(
-                    np.arange(n), _numpy(spec.dtype)
-                )
+                Shards(self.path, f"cond-{name}", n, spec.shape, _numpy(spec.dtype), n).take(np.arange(n))
             )
             for name, spec in self.cond.items()
         }
@@ -221,16 +219,16 @@ class LatentCache(Source):
         raw = self._gather(end, "mean", index, variant)
         if draws is not None and self.sample:
             raw = raw + self._gather(end, "std", index, variant) * draws.normal(f"posterior of {end}", raw)
-        return (raw - self.shift) / self.scale
+        return raw.sub_(self.shift).div_(self.scale)
 
     def _gather(self, end: str, moment: str, index: np.ndarray, variant: np.ndarray | None) -> Tensor:
-        single = np.dtype(np.float32)
         if variant is None or not variant.any():
-            return torch.from_numpy(self._moments[end, moment, 0].take(index, single))
-        out = np.empty((len(index), *self.spec.shape), dtype=single)
+            return torch.from_numpy(self._moments[end, moment, 0].take(index)).float()
+        out = torch.empty((len(index), *self.spec.shape))
         for side in (0, 1):
-            out[variant == side] = self._moments[end, moment, side].take(index[variant == side], single)
-        return torch.from_numpy(out)
+            at = variant == side
+            out[torch.from_numpy(at)] = torch.from_numpy(self._moments[end, moment, side].take(index[at])).float()
+        return out
 
     def fingerprint(self) -> dict[str, Any]:
         """What the cache was made of."""

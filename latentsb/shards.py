@@ -120,7 +120,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path, name: str, count: int, shape: Sequence[int], dtype: np.dtype, rows: int) -> None:
-        self.shape, self.rows = tuple(shape), rows
+        self.shape, self.dtype, self.rows = tuple(shape), dtype, rows
         self.files = [
             self._open(folder / f"{name}-{k:05d}.npy", (min(rows, count - first), *self.shape), dtype)
             for k, first in enumerate(range(0, count, rows))
@@ -136,9 +136,11 @@ class Shards:
             raise ValueError(f"{path} holds {found.dtype} of shape {found.shape}, expected {dtype} of shape {shape}")
         return found
 
-    def take(self, index: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """Rows at these positions, shape (B, …), in memory and in this type."""
-        out = np.empty((len(index), *self.shape), dtype=dtype)
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Rows at these positions, shape (B, …), in memory."""
+        if len(self.files) == 1:
+            return np.asarray(self.files[0][index])
+        out = np.empty((len(index), *self.shape), dtype=self.dtype)
         shard = index // self.rows
         for k in np.unique(shard).tolist():
             at = shard == k

@@ -134,6 +134,8 @@ def test_pad_keeps_all_on_black(tmp_path: Path) -> None:
     x = levels(rule(6, 6, fit="pad").read(path))
     np.testing.assert_array_equal(x[1:5], RGB)
     assert (x[[0, 5]] == 0).all()
+    np.testing.assert_array_equal(levels(rule(8, 6, fit="pad").read(path))[2:6], RGB)
+    np.testing.assert_array_equal(levels(rule(4, 9, fit="pad").read(path))[:, 1:7], RGB)
     alpha = levels(rule(6, 6, 4, fit="pad").read(path))[..., 3]
     assert (alpha[1:5] == 255).all()
     assert (alpha[[0, 5]] == 0).all()
