@@ -20,7 +20,8 @@ from latentsb.trainable import Trainable
 __all__ = ["activations", "report"]
 
 ROWS = 2  # enough for losses that compare rows
-LARGEST = 300_000_000  # parameters up to which one trial loss on the CPU is a matter of seconds
+# Parameters, and numbers in a sample, up to which one trial loss on the CPU is a matter of seconds.
+LARGEST, WIDEST = 300_000_000, 50_000
 
 
 def report(recipe: Recipe) -> None:
@@ -109,38 +110,39 @@ def _stages(experiment: Experiment) -> Any:
             f"{settings.images / samples:.3g}" if samples else "",
             count(trained),
             size(4 * (everything + 2 * trained + averages)),
-            _memory(experiment, stage, trainable, everything, trained + averages),
+            _memory(experiment, stage, everything, 3 * trained + averages),
         )
     return shown
 
 
-def _memory(experiment: Experiment, stage: Stage, trainable: Trainable, everything: int, extra: int) -> str:
+def _memory(experiment: Experiment, stage: Stage, everything: int, moving: int) -> str:
     """Weights, gradients, two moments, averages, and the activations of one micro-batch."""
     settings = stage.settings
     cuda = torch.cuda.is_available()
-    fixed = 4 * (everything + 3 * extra)
-    if trainable is not experiment.bridge or everything > LARGEST:
+    fixed = 4 * (everything + moving)
+    if everything > LARGEST or experiment.source.spec.numel > WIDEST:
         return f"{size(fixed)} and activations"
     short = settings.precision == "bf16" or (settings.precision == "auto" and cuda)
     rows = settings.micro_batch or settings.batch
-    needed = activations(experiment, stage) * rows * (0.5 if short else 1.0)
+    needed = activations(experiment, experiment.trainable(stage.train)[0]) * rows * (0.5 if short else 1.0)
     total = fixed + needed
     return f"{size(total)} on {'CUDA' if cuda else 'the CPU'}, {size(needed)} of it for {rows} images at a time"
 
 
-def activations(experiment: Experiment, stage: Stage) -> float:
-    """Bytes that the backward pass of the bridge's loss keeps per image, measured in one forward pass.
+def activations(experiment: Experiment, trainable: Trainable) -> float:
+    """Bytes that the backward pass of a loss keeps per image, measured in one forward pass.
 
-    The inputs are normal numbers of the right shapes: neither data nor autoencoder are run.
+    The inputs are normal numbers of the right shapes: the data is not read, a bridge's latents are not encoded.
     """
-    bridge, source = experiment.bridge, experiment.source
+    source = experiment.source
     draws = Draws.step(0, "check", 0, range(ROWS))
-    x0 = draws.normal("x0", experiment.autoencoder.latent.zeros(ROWS))
+    spec = source.spec if trainable is experiment.autoencoder else experiment.autoencoder.latent
+    x0 = draws.normal("x0", spec.zeros(ROWS))
     cond = Condition({name: spec.zeros(ROWS) for name, spec in source.cond.items()})
     images = draws.normal("images", source.spec.zeros(ROWS))
     x1 = draws.normal("other", x0) if source.two_sided else None
     batch = Batch(torch.arange(ROWS), x0, x1, cond, 0, images)
-    own = {p.untyped_storage().data_ptr() for p in bridge.parameters()}
+    own = {p.untyped_storage().data_ptr() for p in trainable.parameters()}
     kept: dict[int, int] = {}
 
     def note(value: torch.Tensor) -> torch.Tensor:
@@ -149,9 +151,9 @@ def activations(experiment: Experiment, stage: Stage) -> float:
             kept[storage.data_ptr()] = storage.nbytes()
         return value
 
-    bridge.train()
+    trainable.train()
     with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-        losses = [phase.loss(batch, draws).total.sum() for phase in bridge.schedule().now(0, {})]
-    bridge.eval()
+        losses = [phase.loss(batch, draws).total.sum() for phase in trainable.schedule().now(0, {})]
+    trainable.eval()
     del losses
     return sum(kept.values()) / ROWS

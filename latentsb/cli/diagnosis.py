@@ -62,16 +62,10 @@ def _devices() -> Iterator[tuple[str, str, str]]:
 
 
 def _attention() -> Iterator[tuple[str, str, str]]:
-    import torch
+    from latentsb.networks.attention import available
 
-    yield "attention sdpa", "runs everywhere", ""
-    yield "attention math", "runs everywhere, slow; for comparison", ""
-    if find_spec("xformers") is None:
-        yield "attention xformers", "not installed", "pip install 'latentsb[xformers]'"
-    elif not torch.cuda.is_available():
-        yield "attention xformers", "installed; needs CUDA, so `auto` takes sdpa here", ""
-    else:
-        yield "attention xformers", f"{importlib.metadata.version('xformers')}; `auto` takes it where it can", ""
+    for backend, usable, reason in available():
+        yield f"attention {backend}", reason if usable else f"no: {reason}", ""
 
 
 def _extras() -> Iterator[tuple[str, str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
 from latentsb.cli.console import console, table
@@ -53,18 +54,21 @@ def parts(kind: str, imports: Iterable[str | Path]) -> None:
 
 def recipes() -> None:
     """Print the recipes that come with latentsb."""
-    from latentsb.recipe.nodes import Node
-    from latentsb.recipe.sources import read, shipped
-
-    def word(node: Node | None) -> str:
-        if node is None or isinstance(node.value, dict):
-            node = node.value.get("name") if node is not None and isinstance(node.value, dict) else None
-        return str(node.value) if node is not None else ""
+    from latentsb.recipe.sources import shipped
 
     shown = table("", "recipe", "what it is", "data", "autoencoder", "bridge")
     for name, path in shipped().items():
-        keys = read(path).tree.value
-        assert isinstance(keys, dict)
-        shown.add_row(name, *(word(keys.get(key)) for key in ("about", "data", "autoencoder", "bridge")))
+        shown.add_row(name, *_summary(path))
     console().print(shown, markup=False)
     console().print("next: latentsb copy NAME my.yaml", markup=False)
+
+
+def _summary(path: Path) -> list[str]:
+    """A recipe's `about`, or the comment that it begins with; then the words of its parts."""
+    from latentsb.recipe.sources import read
+
+    tree = read(path).tree.plain()
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    comment = " ".join(takewhile(bool, (line.removeprefix("#").strip() for line in lines)))
+    parts = (tree.get(section, "") for section in ("data", "autoencoder", "bridge"))
+    return [tree.get("about", comment), *(part["name"] if isinstance(part, dict) else str(part) for part in parts)]

@@ -284,7 +284,9 @@ def _import_all(binder: Binder, imports: Sequence[Import]) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for entry in imports:
         try:
-            hashes[entry.label] = load_import(entry)
+            digest = load_import(entry)
+            if hashes.setdefault(entry.label, digest) != digest:
+                binder.tell(entry.where, "imports", f"another file is called {entry.label} too; rename one of them")
         except RecipeError as error:
             binder.problems += error.problems
     return hashes

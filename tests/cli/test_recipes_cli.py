@@ -136,7 +136,8 @@ def test_check_measures_what_a_linear_map_keeps_for_its_gradient():
     class Whole:
         spec, latent, cond, two_sided = Spec((8,)), Spec((8,)), {}, False
 
-    kept = activations(Experiment(None, Whole(), Whole(), Line(), None), None)
+    line = Line()
+    kept = activations(Experiment(None, Whole(), Whole(), line, None), line)
     assert kept == 4 * (8 + 64)  # the inputs of both layers, float32; weights are not counted
 
 
@@ -189,6 +190,16 @@ def test_list_shows_words_lines_sources_and_keys(run):
     code, _, err = run("list", "brigde")
     assert code == 2
     assert "Did you mean 'bridge'" in err
+
+
+def test_list_recipes_shows_every_shipped_recipe_with_a_line(run):
+    from latentsb.recipe.sources import shipped
+
+    code, out, _ = run("list", "recipes")
+    assert code == 0
+    for name in shipped():
+        assert re.search(rf"^ ?{name} +\w+ \w+", out, re.MULTILINE), name
+    assert run("list", "runs")[0] == 0
 
 
 def test_schema_accepts_what_the_binder_accepts_and_marks_what_it_refuses(run):

@@ -166,6 +166,14 @@ def test_the_same_file_registers_once_under_any_path_and_shadows_nothing(tmp_pat
     )
 
 
+def test_two_different_files_of_one_name_are_refused(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.py").write_text(f"x = '{folder}'")
+    with pytest.raises(RecipeError, match=r"another file is called same.py too"):
+        Recipe.parse(BASE, (), [TOYS, tmp_path / "a" / "same.py", tmp_path / "b" / "same.py"])
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
