@@ -15,7 +15,7 @@ from torch import Tensor
 
 from latentsb.errors import Error
 
-__all__ = ["agree", "barrier", "broadcast", "first", "is_main", "rank", "rows", "sum_flat", "world"]
+__all__ = ["agree", "barrier", "broadcast", "collect", "first", "is_main", "rank", "rows", "sum_flat", "world"]
 
 T = TypeVar("T")
 
@@ -68,6 +68,19 @@ def sum_flat(tensors: Sequence[Tensor]) -> None:
     dist.all_reduce(flat)
     for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+def collect(parts: Sequence[T | None]) -> list[T]:
+    """Fill in what other processes made.
+
+    Args:
+        parts: one entry per part, None where another process made it; entry k is made by process `k mod world`.
+    """
+    every: list[Any] = [parts]
+    if world() > 1:
+        every = [None] * world()
+        dist.all_gather_object(every, list(parts))
+    return [every[k % len(every)][k] for k in range(len(parts))]
 
 
 def agree(values: Mapping[str, str]) -> None:

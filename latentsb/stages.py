@@ -25,6 +25,7 @@ from latentsb.guard import LAG, Guard
 from latentsb.networks.attention import check_backend, set_attention
 from latentsb.networks.base import Network
 from latentsb.recipe import Stage, TrainSettings
+from latentsb.rounds import Renewal
 from latentsb.run import identity
 from latentsb.tensors import Batch, Condition
 from latentsb.trainable import Trainable
@@ -42,6 +43,7 @@ KEYS = frozenset(
         "fitted",
         "guard",
         "schedule",
+        "round",
         "logs",
         "ema_seen",
         "seconds",
@@ -77,6 +79,8 @@ class Session:
         seconds: trained in all stages, over all starts.
         fitted: `Trainable.fit` has run.
         logs: the last logged means.
+        round: number of the schedule's round; -1 before the first.
+        begun: the round's `renew` has run in this process.
     """
 
     def __init__(self, experiment: Experiment, number: int, step: int = 0, seconds: float = 0.0) -> None:
@@ -85,6 +89,7 @@ class Session:
         self.settings = self.stage.settings
         self.seen, self.fitted, self.finished = 0, False, False
         self.logs: dict[str, float] = {}
+        self.round, self.begun = -1, False
         self.head = self.stage.train.partition(".")[0]
         self.trainable, self.part = experiment.trainable(self.stage.train)
         self.schedule = self.trainable.schedule(self.part)
@@ -165,15 +170,48 @@ class Session:
 
         Training goes on afterwards as if nothing had happened.
         """
+        with self._averaged(), torch.no_grad():
+            if fits(self.trainable):
+                self.trainable.fit(passes_of(source, images, self.experiment.device, limit=FIT_SOME))
+            yield replace(self.experiment, step=self.step, seen=self.seen, weights="ema" if self.ema else "model")
+
+    def renew(self, source: Source) -> None:
+        """Begin the schedule's present round, where it is not begun: averaged weights in place, nothing trained.
+
+        What the method itself changes (buffers, weights) stays; everything else is as before.
+        """
+        number = self.schedule.round(self.seen)
+        if number == self.round and self.begun:
+            return
+        renewal = Renewal(
+            number,
+            resumed=number == self.round,
+            source=source,
+            seed=self.experiment.recipe.seed,
+            purpose=self.update.purpose,
+            device=self.experiment.device,
+        )
+        self.round, self.begun = number, True
+        if type(self.trainable).renew is Trainable.renew:
+            return
+        with self._averaged() as before, torch.no_grad():
+            placed = {k: v.clone() for k, v in self.trainable.state_dict().items()}
+            self.trainable.renew(renewal)
+            for name, value in self.trainable.state_dict().items():
+                if not torch.equal(value, placed[name]):
+                    before[name] = value.clone()
+                    for values in self.ema.values.values() if self.ema else ():
+                        values[name].copy_(value)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[dict[str, Tensor]]:
+        """Averaged weights and evaluation mode; yields what is put back afterwards."""
         before = {k: v.clone() for k, v in self.trainable.state_dict().items()}
         modes = {name: module.training for name, module in self.trainable.named_modules()}
         self.trainable.eval()
         self.adopt_average()
         try:
-            with torch.no_grad():
-                if fits(self.trainable):
-                    self.trainable.fit(passes_of(source, images, self.experiment.device, limit=FIT_SOME))
-                yield replace(self.experiment, step=self.step, seen=self.seen, weights="ema" if self.ema else "model")
+            yield before
         finally:
             self.trainable.load_state_dict(before)
             for name, module in self.trainable.named_modules():
@@ -189,6 +227,7 @@ class Session:
             "fitted": self.fitted,
             "guard": self.guard.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "round": self.round,
             "logs": self.logs,
             "ema_seen": self.ema.seen if self.ema else {},
             "seconds": self.seconds,
@@ -221,6 +260,7 @@ class Session:
         self.finished, self.fitted, self.logs = state["finished"], state["fitted"], dict(state["logs"])
         self.guard.load_state_dict(state["guard"])
         self.schedule.load_state_dict(state["schedule"])
+        self.round = state["round"]
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Restore weights, averages and optimiser, but not the place in the data."""

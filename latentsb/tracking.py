@@ -6,7 +6,8 @@ import importlib.util
 import logging
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,13 @@ class Tracker:
         """Begin to measure time."""
         self._began = self._marked = time.monotonic()
         self._seen, self._waited = self.session.seen, 0.0
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave what happens here (previews, saves) out of the images per second."""
+        began = time.monotonic()
+        yield
+        self._marked += time.monotonic() - began
 
     def seconds(self) -> float:
         """Seconds trained in this run, over all starts."""

@@ -16,7 +16,7 @@ import latentsb
 from latentsb import parallel
 from latentsb.data.source import Source
 from latentsb.disk import ignore_size_signal, write_text
-from latentsb.errors import CheckpointError, NonFiniteError
+from latentsb.errors import CapabilityError, CheckpointError, NonFiniteError
 from latentsb.experiment import Experiment
 from latentsb.guard import EXIT_CODES, Signals
 from latentsb.progress import Display
@@ -113,6 +113,7 @@ class Stage:
         self.run, self.session, self.signals = run, session, signals
         self.settings = session.settings
         self.saved = session.step if session.seen else -1
+        self.blind = False
 
     def train(self) -> str | None:
         """Train the stage; returns why it stopped early, or None when it is done."""
@@ -163,6 +164,7 @@ class Stage:
 
     def _step(self, batch: Batch) -> None:
         session = self.session
+        session.renew(self.source)
         phases = session.schedule.now(session.seen, session.logs)
         asked = self.signals.reason() if parallel.world() > 1 else None
         flags = session.update.step(batch.to(session.experiment.device, non_blocking=True), phases, session.seen, asked)
@@ -186,8 +188,9 @@ class Stage:
         if session.step == self.saved:
             return
         session.seconds = self.tracker.seconds()
-        files = session.tensors() if parallel.is_main() else {}
-        parallel.first(lambda: self.run.checkpoints.save(session.step, files, session.state()))
+        with self.tracker.aside():
+            files = session.tensors() if parallel.is_main() else {}
+            parallel.first(lambda: self.run.checkpoints.save(session.step, files, session.state()))
         self.saved = session.step
 
     def _finish(self, *, preview: bool) -> None:
@@ -238,21 +241,20 @@ class Stage:
         write_text(path, json.dumps(content, indent=1) + "\n")
 
     def _preview(self) -> None:
-        if not parallel.is_main():
+        if not parallel.is_main() or self.blind:
             return
-        from latentsb import generate
+        from latentsb.previews import preview
 
-        make = getattr(generate, "preview", None)
-        if make is None:
-            return
         session = self.session
         path = self.run.path / "samples" / f"preview-{session.number}-{session.stage.train}-{session.seen:012d}.png"
-        with session.shown(self.source, self.images) as experiment:
+        with self.tracker.aside(), session.shown(self.source, self.images) as experiment:
             try:
-                path.parent.mkdir(exist_ok=True)
-                make(experiment, path, stage=session.stage.train)
+                preview(experiment, path, stage=session.stage.train)
             except OSError as error:
                 logger.warning("cannot write %s: %s; training goes on without it", path, error)
+            except CapabilityError as error:
+                logger.warning("no previews: %s", error)
+                self.blind = True
 
     def _data(self) -> tuple[Source, Source | None]:
         """What the stage trains on, and the pixels beside it where it needs them."""

@@ -52,6 +52,7 @@ class Update:
             [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, fused=True
         )
         self.sums: dict[str, Tensor] = {}
+        self._trains: tuple[str, ...] = ()
         self._with_gradient: dict[str, list[str]] = {}
 
     def step(self, batch: Batch, phases: tuple[Phase, ...], seen: int, asked: str | None) -> Tensor:
@@ -81,8 +82,7 @@ class Update:
         return {name: total / count for name, (total, count) in values.items() if count}
 
     def _phase(self, batch: Batch, phase: Phase, seen: int, asked: str | None, flags: Tensor | None) -> Tensor:
-        for name, parameter in self.parameters.items():
-            parameter.requires_grad_(name.startswith(phase.trains))
+        self._switch(phase.trains)
         self.optimizer.zero_grad(set_to_none=True)
         sums = self._backward(batch, phase, seen)
         self._reduce(phase, sums, flags, asked)
@@ -101,6 +101,17 @@ class Update:
         self.optimizer.step()
         self._note({**sums, "grad_norm": norm}, bad, phase.name if phase.name != "all" else "")
         return bad
+
+    def _switch(self, trains: tuple[str, ...]) -> None:
+        """Gradients and training mode for what the phase trains, and for nothing else."""
+        if trains == self._trains:
+            return
+        self._trains = trains
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(name.startswith(trains))
+        for name, module in self.trainable.named_modules():
+            holds = any(prefix.startswith(f"{name}.") for prefix in trains) or not name
+            module.training = holds or f"{name}.".startswith(trains)
 
     def _backward(self, batch: Batch, phase: Phase, seen: int) -> dict[str, Tensor]:
         size, micro = self.settings.batch, self.settings.micro_batch or max(1, len(batch))

@@ -27,7 +27,7 @@ def train(
     recipe: RecipeName,
     overrides: Overrides = None,
     imports: Imports = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME if none.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", "-o", help="Run folder; runs/NAME if none.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show what would be done; write nothing.")
     ] = False,

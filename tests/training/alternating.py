@@ -24,6 +24,7 @@ class Alternating(Bridge):
         poison: values of images seen at which the loss is not finite.
         pause: seconds that each step sleeps.
         terminate: value of images seen at which the process gets SIGTERM.
+        table: rows of simulated ends, made anew in each turn by the network that rests; 0 for noise.
     """
 
     def __init__(
@@ -35,10 +36,12 @@ class Alternating(Bridge):
         poison: tuple[int, ...] = (),
         pause: float = 0.0,
         terminate: int = -1,
+        table: int = 0,
     ) -> None:
         super().__init__()
         self.ends, self.turn, self.poison, self.pause, self.terminate = ends, turn, poison, pause, terminate
         self.forward_net, self.backward_net = network(ends.spec), network(ends.spec)
+        self.rows, self.rounds, self.table = table, [], None
         self.register_buffer("mean", torch.zeros(ends.spec.shape))
 
     def schedule(self, part=""):
@@ -62,12 +65,26 @@ class Alternating(Bridge):
             os.kill(os.getpid(), signal.SIGTERM)
         x0 = batch.data
         x1, t = draws.normal("x1", x0), draws.uniform("t")
+        if self.table is not None:
+            x1 = self.table[draws.integers("row", self.rows)]
         w = expand_as(t, x0)
         error = network((1 - w) * x0 + w * x1, t.to(x0.dtype), batch.cond) - sign * (x1 - x0)
         total = error.square().flatten(1).mean(1)
         if batch.seen in self.poison:
             total = total * float("nan")
         return Loss(total, {"mse": total.detach()})
+
+    def renew(self, round):
+        assert not self.training
+        self.rounds.append((round.number, round.resumed))
+        teacher = self.backward_net if round.number % 2 == 0 else self.forward_net
+
+        def make(batch, draws):
+            x = draws.normal("x", batch.data) + batch.data
+            return {"x1": x + teacher(x, torch.full((len(x),), 0.5), batch.cond)}
+
+        if self.rows:
+            self.table = round.simulate("ends", self.rows, make)["x1"]
 
     def loss(self, batch, draws):
         return self.regress(self.forward_net, 1.0, batch, draws)

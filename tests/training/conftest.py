@@ -1,4 +1,4 @@
-"""A tiny training, in this process: two networks that take turns on points of the plane."""
+"""A tiny training, in this process: two networks that take turns on points of the line, of which no picture is made."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 RECIPE = f"""
 imports: [{HERE / "alternating.py"}]
 seed: 3
-data: {{name: gaussian, n: 100}}
+data: {{name: gaussian, mean: [0.5], n: 100}}
 bridge: {{name: alternating, network: {{name: mlp, width: 16, depth: 1, dropout: 0.1}}}}
 train: {{images: 320, batch: 16, log_every: 48, save_every: 160, preview_every: 1000000, warmup: 100}}
 """

@@ -95,7 +95,8 @@ def test_damaged_directories_are_named_and_walked_past(saved, fault):
                 file.unlink()
     assert same(saved.latest(), 20)
     ((path, reason),) = saved.passed_over
-    assert path == folder and reason
+    assert path == folder
+    assert reason
     assert same(save(saved, 30), 30), "a damaged step can be saved again"
 
 
@@ -193,7 +194,8 @@ def test_pruning_begins_after_the_new_one_is_durable(tmp_path):
     assert rename < parent_synced < first_removed
     synced = {op[1].name for op in ops[:rename] if op[0] == "sync"}
     written = [op[1].name for op in ops[:rename] if op[0] == "write"]
-    assert set(written) <= synced and written[-1] == "manifest.json"
+    assert set(written) <= synced
+    assert written[-1] == "manifest.json"
 
 
 class Failing(Disk):
@@ -260,7 +262,8 @@ def test_a_file_size_limit_is_an_error_of_the_write(tmp_path):
         [sys.executable, "-c", LIMITED, str(tmp_path / "c")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 6, done.stderr
-    assert "File too large" in done.stdout and "bytes are needed" in done.stdout
+    assert "File too large" in done.stdout
+    assert "bytes are needed" in done.stdout
     assert "Traceback" not in done.stderr
     checkpoints = Checkpoints(tmp_path / "c")
     assert checkpoints.latest().step == 1

@@ -42,7 +42,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, train, mic
 def test_two_processes_give_the_losses_of_one(tmp_path, load, train):
     texts = {
         "one_network": "{name: flow, dropout: 0.0, network: {name: mlp, width: 16, depth: 1}}",
-        "turns": "{name: alternating, network: {name: mlp, width: 16, depth: 1, dropout: 0.0}}",
+        "turns": "{name: alternating, network: {name: mlp, width: 16, depth: 1, dropout: 0.0}, table: 600}",
     }
     runs, files = {}, []
     for name, bridge in texts.items():

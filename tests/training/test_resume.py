@@ -165,3 +165,22 @@ def test_trained_weights_come_back_averaged_or_not(tmp_path, train):
     assert not all(torch.equal(a, b) for a, b in pairs)
     with pytest.raises(CheckpointError, match=r"no weights 'ema-7'.*ema-power-0\.1"):
         run.experiment(weights="ema-7")
+
+
+@pytest.mark.parametrize("place", [48, 64, 80])
+def test_simulated_pairs_are_renewed_each_round_and_again_when_resuming(tmp_path, train, digests, losses, place):
+    settings = ("bridge.table=300", "bridge.turn=64", "train.images=256")
+    bridges = []
+    keep = lambda trainer: bridges.append(trainer.experiment.bridge)  # noqa: E731
+    whole, _ = train(tmp_path / "whole", *settings, f"bridge.terminate={10**9}", before=keep)
+    train(tmp_path / "parts", *settings, f"bridge.terminate={place}", before=keep)
+    parts, _ = train(tmp_path / "parts", *settings, f"bridge.terminate={place}", before=keep)
+    assert bridges[0].rounds == [(0, False), (1, False), (2, False), (3, False)]
+    at = (place + 16) // 64  # the step at `place` was still done
+    first, *others = bridges[2].rounds
+    assert first == (at, (place + 16) % 64 != 0)
+    assert others == [(n, False) for n in range(at + 1, 4)]
+    assert digests(parts) == digests(whole)
+    assert losses(parts) == losses(whole)
+    plain, _ = train(tmp_path / "plain", *settings[1:])
+    assert digests(plain)["model"] != digests(whole)["model"]

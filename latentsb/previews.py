@@ -1,0 +1,67 @@
+"""The picture that shows how training goes: the same seeds and the same images every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from latentsb.bridge import EncodingBridge
+from latentsb.experiment import Experiment
+from latentsb.generate import reconstruct, sample
+from latentsb.pictures import show
+from latentsb.tensors import Condition, Spec
+
+__all__ = ["preview"]
+
+POINTS = 512
+"""Samples in a scatter plot, of which a grid of pictures needs far fewer."""
+
+
+@torch.no_grad()
+def preview(experiment: Experiment, path: Path, *, stage: str) -> bool:
+    """Write a preview.
+
+    Of a bridge: samples, and for one with an encoder images over what it and the autoencoder make of them. Of an
+    autoencoder: images over what it makes of them. Vectors become a scatter plot.
+
+    Args:
+        experiment: with the weights to show.
+        path: of the PNG file.
+        stage: what is being trained.
+
+    Returns:
+        Whether there was something to show.
+
+    Raises:
+        CapabilityError: if the recipe's solver cannot run the bridge.
+    """
+    settings, spec = experiment.recipe.preview, experiment.source.spec
+    if not _shown(spec) or len(experiment.source) == 0:
+        return False
+    pictures = len(spec.shape) == 3
+    n = settings.n if pictures else max(settings.n, POINTS)
+    items = experiment.source.read(np.arange(min(n, len(experiment.source))))
+    real = items.x0
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(f".{path.name}")
+    if stage == "autoencoder":
+        made = experiment.autoencoder.round_trip(real.to(experiment.device)).cpu()
+    else:
+        made = sample(experiment, range(settings.seed, settings.seed + n)).images
+    if pictures:
+        rows = [real, made] if stage == "autoencoder" else [made]
+        if stage != "autoencoder" and isinstance(experiment.bridge, EncodingBridge):
+            found = reconstruct(experiment, real, cond=Condition(dict(items.cond)))
+            rows += [found.originals, found.autoencoder, found.bridge]
+        picture = show(torch.cat(rows), columns=len(real))
+    else:
+        picture = show(made, beside=real)
+    picture.save(partial, format="PNG")
+    partial.replace(path)
+    return True
+
+
+def _shown(spec: Spec) -> bool:
+    return len(spec.shape) == 3 or (len(spec.shape) == 1 and spec.numel >= 2)
