@@ -7,6 +7,7 @@ whole number in exponent form (`64e6`) is an integer where one is asked for.
 from __future__ import annotations
 
 import json
+import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -143,7 +144,8 @@ def adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
         return _adapter(annotation)
     except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
-        message = f"declared as {annotation!r}, which a recipe cannot hold; a positional parameter belongs to the code"
+        name = getattr(annotation, "__qualname__", annotation)
+        message = f"declared as {name}, which a recipe cannot hold; make it positional, or another type"
         raise Wrong((), message) from None
 
 
@@ -266,10 +268,10 @@ def plain(value: Any) -> Scalar | list[Any] | dict[str, Any]:
         return sorted((plain(item) for item in value), key=str)
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if value is None or isinstance(value, (str, int, float, bool)):
+    if value is None or isinstance(value, (str, int, bool)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if hasattr(value, "plain"):
         return value.plain()  # type: ignore[no-any-return]
     if is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    raise TypeError(f"{type(value).__qualname__} cannot stand in a recipe")
+    raise TypeError(f"{value!r} cannot stand in a recipe")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ValidationError
 
 from latentsb.errors import ArgumentError, Problem, RecipeError, nearest
-from latentsb.recipe.annotations import Wrong, bare, check, expected, found, holds_part, members, slot_of
+from latentsb.recipe.annotations import Wrong, bare, check, expected, found, holds_part, members, plain, slot_of
 from latentsb.recipe.nodes import Node
 from latentsb.recipe.part import FromRun, Part
 from latentsb.registry import Registry, UnknownPartError, registry_of
@@ -167,7 +167,13 @@ class Binder:
             if known is None:
                 return None
             (word, cls), over = known, {}
-        keys = {n: Key(k.annotation, over.get(n, k.default), k.about) for n, k in keys_of(cls).items()}
+        try:
+            own = keys_of(cls)
+        except NameError as error:  # an annotation that exists for type checkers alone
+            message = f"the annotations of {cls.__qualname__} cannot be read: {error}; import that name at run time"
+            self.tell(node.place, key, message)
+            return None
+        keys = {n: Key(k.annotation, over.get(n, k.default), k.about) for n, k in own.items()}
         values = self._keys(keys, given, node.place, key, f"{registry.kind} '{word}'", ("name",))
         places = {"": node.place} | {n: child.place for n, child in given.items()}
         part = Part(registry.kind, word, cls, values, from_run, deferred, key, places)
@@ -272,6 +278,10 @@ class Binder:
                     self.tell(where, _join(path, name), message)
             else:
                 values[name] = _default(key.default, key, _join(path, name))
+                try:
+                    plain(values[name])
+                except TypeError as error:
+                    self.tell(where, _join(path, name), f"the default {error}; make it positional, or another type")
         return values
 
     def _value(self, annotation: Any, node: Node, path: str, default: Any = MISSING) -> Any:

@@ -216,3 +216,30 @@ def test_differences_name_the_keys():
     assert one != load("seed=1")
     assert not one.differences(load("name=other", "about=x"))
     assert one.hash == load("name=other").hash
+
+
+def test_annotations_that_no_recipe_can_hold_are_told(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "from __future__ import annotations\n"
+        "from typing import TYPE_CHECKING\n"
+        "import torch\n"
+        "from latentsb.solvers.base import SOLVERS, Solver\n"
+        "if TYPE_CHECKING:\n"
+        "    from pathlib import Path\n"
+        "@SOLVERS.register('toy_dtype')\n"
+        "class WithDtype(Solver):\n"
+        "    def __init__(self, *, dtype: torch.dtype = torch.float32): ...\n"
+        "    def run(self, *a, **k): ...\n"
+        "@SOLVERS.register('toy_unreadable')\n"
+        "class Unreadable(Solver):\n"
+        "    def __init__(self, *, path: Path): ...\n"
+        "    def run(self, *a, **k): ...\n"
+    )
+    for solver, message in {
+        "{name: toy_dtype, dtype: x}": "r.yaml:5:27: solver.dtype: declared as dtype, which a recipe cannot hold",
+        "toy_dtype": "r.yaml:5:1: solver.dtype: the default torch.float32 cannot stand in a recipe",
+        "toy_unreadable": "r.yaml:5:1: solver: the annotations of Unreadable cannot be read: name 'Path' is",
+    }.items():
+        with pytest.raises(RecipeError) as caught:
+            Recipe.parse(BASE.replace("toy_solver", solver), (), [TOYS, tmp_path / "odd.py"], label="r.yaml")
+        assert str(caught.value).startswith(message)
