@@ -67,8 +67,8 @@ class DBAE(EncodingBridge):
             always stay.
 
     Raises:
-        ArgumentError: if pixels are to be encoded and batches bring none, if the data brings an x1 of its own, or if
-            the reference is noiseless or has none of the training times.
+        ArgumentError: if pixels are to be encoded and batches bring none, or if the reference is noiseless or has none
+            of the training times.
     """
 
     # At t = 1 itself the state carries no noise and sigma_eff is infinite; a moment earlier it is 80.

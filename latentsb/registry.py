@@ -137,7 +137,7 @@ class Registry(Generic[T]):
         return iter(self.names())
 
     def word_of(self, part: type[Any] | Any) -> str:
-        """The word of a registered class or of an instance of one."""
+        """The word of a registered class, of a class derived from one, or of an instance of either."""
         cls = part if isinstance(part, type) else type(part)
         words = {known: name for name, known in self._classes.items()}
         for base in cls.__mro__:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from latentsb.bridge import BRIDGES
 from latentsb.bridges.dbae import DBAE
 from latentsb.bridges.flow import Flow, GaussianFlow
 from latentsb.bridges.score import Score
@@ -74,6 +75,7 @@ def test_flow_is_the_closed_form(gauss, t):
     torch.testing.assert_close(bridge.drift(x, t, cond, "x1"), bridge.velocity(x, t, cond))
     torch.testing.assert_close(bridge.drift(x, t, cond, "x0"), -bridge.velocity(x, t, cond))
     assert float(bridge.diffusion(t)) == 0
+    assert BRIDGES.word_of(bridge) == "flow"
 
 
 @pytest.mark.parametrize("t", TIMES)

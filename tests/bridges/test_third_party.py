@@ -6,19 +6,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from latentsb.bridge import BRIDGES
-from latentsb.experiment import build
+from latentsb.cli import main
 from latentsb.laws import Ends
 from latentsb.networks.base import Network
 from latentsb.randomness import Draws
 from latentsb.recipe import Recipe
-from latentsb.run import Run, load_run
+from latentsb.run import load_run
 from latentsb.solvers.ode import Heun
 from latentsb.tensors import Batch, Spec
-from latentsb.trainer import Trainer
 
 DOCS = Path(__file__).parents[2] / "docs"
 FILE, RECIPE = DOCS / "examples" / "my_bridge.py", DOCS / "examples" / "my_bridge.yaml"
@@ -102,16 +102,20 @@ def test_it_trains_resumes_and_samples_a_known_gaussian(gauss, recipe, tmp_path,
             signal.raise_signal(signal.SIGTERM)
         return train(bridge, batch, draws)
 
-    outcomes = []
+    folder, n, codes, steps = tmp_path / "arc", 4000, [], []
     for loss in (stopping, train):
         monkeypatch.setattr(BRIDGES["arc"], "loss", loss)
-        run = Run.create(recipe, tmp_path / "arc")
-        outcomes.append(Trainer(run, build(recipe), "cpu").fit())
-        run.close()
-    assert [outcome.reason for outcome in outcomes] == ["SIGTERM", None]
-    assert 80 <= outcomes[0].step < outcomes[1].step == 200
-    n = 4000
-    x = load_run(tmp_path / "arc").sample(n, seed=0).latents.double()
+        with pytest.raises(SystemExit) as left:
+            main(["train", str(RECIPE), "--import", str(FILE), "--run", str(folder)])
+        codes.append(left.value.code)
+        steps.append(load_run(folder).checkpoint().step)
+    assert codes == [143, 0], "stopped by SIGTERM, then done"
+    assert 80 <= steps[0] < steps[1] == 200
+    assert len({record["step"] for record in load_run(folder).records() if "lr" in record}) == 100
+    with pytest.raises(SystemExit) as left:
+        main(["sample", str(folder), "-n", str(n)])
+    assert left.value.code == 0
+    x = torch.from_numpy(np.load(next(folder.glob("samples/step-*/samples.npz")))["x"]).double()
     exact = BRIDGES["arc"](Ends(Spec((2,), DOUBLE)), network=exact_network())
     mean, cov = reached(gauss, exact, recipe.solver.arguments["steps"])
     diagonal = gauss.COV.diagonal()
