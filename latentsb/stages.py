@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -134,11 +135,13 @@ class Session:
         for module in self.experiment.modules.values():
             set_attention(module, self.settings.attention)
         networks = [m for m in self.trainable.modules() if isinstance(m, Network)]
-        for network in networks:
-            _switch(network, "gradient_checkpointing_", self.settings.checkpointing)
-            if self.settings.compile:
-                _switch(network, "compile_blocks")
-        torch.use_deterministic_algorithms(self.settings.deterministic)
+        if self.settings.checkpointing:
+            _switch(networks, "gradient_checkpointing_", "train.checkpointing")
+        if self.settings.compile:
+            _switch(networks, "compile_blocks", "train.compile")
+        if self.settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+            torch.use_deterministic_algorithms(True)
 
     def stream(self, source: Source, images: Source | None) -> Stream:
         """This process's rows of the stage's batches."""
@@ -360,11 +363,13 @@ class PinnedStream(Stream):
         return Batch(found.index, pin(found.x0), pin(found.x1), cond, found.seen, pin(found.images))
 
 
-def _switch(network: nn.Module, method: str, *arguments: Any) -> None:
-    """Call a network's switch, where the network has it."""
-    act = getattr(network, method, None)
-    if act is not None:
-        act(*arguments)
+def _switch(networks: Iterable[nn.Module], method: str, key: str) -> None:
+    """Call a switch of the networks that have it."""
+    having = [network for network in networks if hasattr(network, method)]
+    for network in having:
+        getattr(network, method)()
+    if not having:
+        logger.warning("%s has no effect here: no network of this stage can do it", key)
 
 
 def fingerprint(source: Source) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class Trainer:
             NonFiniteError: if training diverges even after going back to a checkpoint.
             DiskError: if a checkpoint cannot be written.
         """
-        with torch.random.fork_rng():
+        device = self.experiment.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             return self._fit()
 
     def _fit(self) -> Outcome:
@@ -119,6 +120,8 @@ class Stage:
         """Train the stage; returns why it stopped early, or None when it is done."""
         session, settings = self.session, self.settings
         if session.finished and (not session.is_last or session.seen >= settings.images):
+            if session.is_last and parallel.is_main():
+                logger.info("nothing is left to train; a larger train.images goes on from here")
             return None
         session.finished = False
         self.source, self.images = self._data()

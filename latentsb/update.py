@@ -120,7 +120,7 @@ class Update:
             part = batch.select(slice(first, first + micro)) if micro < len(batch) else batch
             draws = Draws.step(self.seed, f"{self.purpose} {phase.name}", seen, part.index)
             # Layers that draw for themselves (dropout) get a seed of their own rows, so nothing needs to be saved.
-            torch.manual_seed(key_of(self.seed, self.purpose, phase.name, seen, int(part.index[0])) & (2**63 - 1))
+            _seed(key_of(self.seed, self.purpose, phase.name, seen, int(part.index[0])) & (2**63 - 1), self.device)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                 found = phase.loss(part, draws)
             total = found.total.float().sum() / size
@@ -185,3 +185,10 @@ class Update:
                 raise CheckpointError(f"optimiser: {key} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
             # A clone: what was read from a file may share one buffer, and the fused kernel writes in place.
             self.optimizer.state[parameter][kind] = value.clone().to(self.device)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    # torch.manual_seed formats a stack trace for accelerators that are not there: a millisecond.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
