@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from latentsb.autoencoder import Autoencoder
 from latentsb.bridge import Bridge
 from latentsb.data.source import Source
-from latentsb.errors import CheckpointError, Problem, RecipeError
+from latentsb.errors import CheckpointError, Problem, RecipeError, nearest
 from latentsb.laws import Ends
 from latentsb.randomness import key_of
 from latentsb.recipe import Part, Recipe
 from latentsb.solvers.base import Solver
+from latentsb.tensors import Spec
 from latentsb.trainable import Trainable
 
 __all__ = ["Experiment", "build", "load_weights", "part_of"]
@@ -115,7 +116,7 @@ def build(recipe: Recipe, *, weights: bool = True) -> Experiment:
         spec=autoencoder.latent,
         x0=source.x0,
         x1=source.x1,
-        cond=dict(source.cond),
+        cond=_conditions(recipe, source),
         images=source.spec,
         two_sided=source.two_sided,
     )
@@ -129,6 +130,23 @@ def build(recipe: Recipe, *, weights: bool = True) -> Experiment:
     for module in experiment.modules.values():
         module.eval()
     return experiment
+
+
+def _conditions(recipe: Recipe, source: Source) -> dict[str, Spec]:
+    """Shapes of the conditions that the recipe gives to the bridge."""
+    known = source.cond
+    problems = [
+        Problem(
+            "",
+            "conditions",
+            f"the data '{recipe.data.name}' has no '{name}'.{nearest(name, known)} It has: {', '.join(known) or 'none'}",
+        )
+        for name in recipe.conditions
+        if name not in known
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return {name: known[name] for name in recipe.conditions}
 
 
 def part_of(module: nn.Module, path: str) -> nn.Module:

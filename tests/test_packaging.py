@@ -48,11 +48,7 @@ def test_wheel_holds_every_file_of_a_room(wheel: zipfile.ZipFile, room: str) -> 
 def test_wheel_holds_every_module_of_the_core(wheel: zipfile.ZipFile) -> None:
     core = ROOT / "latentsb"
     linked = {p.name for p in core.iterdir() if p.is_symlink()}
-    ours = {
-        p.relative_to(ROOT).as_posix()
-        for p in core.rglob("*.py")
-        if p.relative_to(core).parts[0] not in linked
-    }
+    ours = {p.relative_to(ROOT).as_posix() for p in core.rglob("*.py") if p.relative_to(core).parts[0] not in linked}
     assert ours <= set(wheel.namelist())
 
 

@@ -37,7 +37,7 @@ PARTS = {
     "solver": ("latentsb.solvers.base", "Solver"),
 }
 DEFAULT_PARTS = {"autoencoder": "identity", "solver": "heun"}
-SECTIONS = ("extends", "imports", "name", "about", "seed", *PARTS, "train", "stages", "preview")
+SECTIONS = ("extends", "imports", "name", "about", "seed", *PARTS, "conditions", "train", "stages", "preview")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 TRAINED = re.compile(r"autoencoder|bridge(\.[a-z_][a-z0-9_]*)*")
 
@@ -55,6 +55,7 @@ class Recipe:
         bridge: the method.
         solver: how samples are made.
         train: settings that all stages share.
+        conditions: which of the data's conditions (`label`, `attributes`) the bridge is given; none by default.
         stages: trainings in their order.
         preview: the picture that shows how training goes.
         imports: files and modules that were imported for it.
@@ -70,6 +71,7 @@ class Recipe:
     autoencoder: Part
     bridge: Part
     solver: Part
+    conditions: tuple[str, ...]
     train: TrainSettings
     stages: tuple[Stage, ...]
     preview: Preview
@@ -129,6 +131,7 @@ class Recipe:
             "imports": [plain(target) for target in self.imports],
             "seed": self.seed,
             **{name: part.plain() for name, part in self.parts.items()},
+            "conditions": list(self.conditions),
             "train": plain(self.train),
             "stages": [{"train": stage.train, **stage.changes} for stage in self.stages],
             "preview": plain(self.preview),
@@ -218,6 +221,7 @@ def _sections(binder: Binder, top: Mapping[str, Node], where: str, name: str) ->
         "name": _value(binder, top, "name", str, name),
         "about": _value(binder, top, "about", str, ""),
         "seed": _value(binder, top, "seed", Seed, 0),
+        "conditions": _value(binder, top, "conditions", tuple[str, ...], ()),
         "train": train,
         "stages": _stages(binder, top.get("stages"), train or TrainSettings()),
         "preview": binder.section(Preview, top.get("preview"), "preview"),

@@ -55,6 +55,7 @@ def recipe_schema(imports: Iterable[str | Path] = ()) -> Schema:
         "about": {"type": "string", "description": "one line for `latentsb list recipes`"},
         "seed": {**adapter(Seed).json_schema(), "default": 0},
         **{kind: {"$ref": f"#/$defs/{kind}"} for kind in PARTS},
+        "conditions": {**TEXTS, "description": "conditions of the data that the bridge is given; none by default"},
         "train": train,
         "stages": {"type": "array", "items": stage, "minItems": 1},
         "preview": _section(Preview),
