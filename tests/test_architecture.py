@@ -12,7 +12,10 @@ import latentsb
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("autoencoders", "bridges")
-ENGINE = ("trainer bench checkpoint evaluate experiment fetch generate outputs pictures report run trained").split()
+ENGINE = """
+    bench checkpoint evaluate experiment fetch generate guard outputs pictures previews
+    progress report results rounds run stages tracking trained trainer update
+""".split()
 RANKS = [
     {"registry", "errors", "tensors", "randomness", "ranges", "parallel", "disk"},
     {"laws", "normalisers"},

@@ -106,8 +106,12 @@ def test_borrowed_weights_are_those_of_the_run(tmp_path, train, load):
 
 
 def test_bf16_and_recomputed_activations_train(tmp_path, train):
-    transformer = "bridge={name: flow, network: {name: dit, width: 16, depth: 2, heads: 1}}"
-    text = f"data: digits\n{transformer.replace('=', ': ', 1)}\ntrain: {{images: 64, batch: 16, log_every: 16, lr: 1e-3, warmup: 0}}\nseed: 1"
+    text = """
+seed: 1
+data: digits
+bridge: {name: flow, network: {name: dit, width: 16, depth: 2, heads: 1}}
+train: {images: 64, batch: 16, log_every: 16, lr: 1e-3, warmup: 0}
+"""
     settings = ("preview.n=1", "solver={name: euler, steps: 1}")
     plain, _ = train(tmp_path / "plain", *settings, text=text)
     again, _ = train(tmp_path / "again", *settings, "train.checkpointing=true", text=text)
