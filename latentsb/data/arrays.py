@@ -117,13 +117,13 @@ class Npz(ArraySource):
 
     Args:
         path: of the file.
-        x0: name of the data array, shape (N, D), (N, C, H, W) or (N, H, W, C).
+        x0: name of the data array, shape (N, D), (N, C, H, W), (N, H, W, C) or, grey with `layout: NHW`, (N, H, W).
         x1: name of the other end's array, of the same sample shape; None if there is none.
         labels: name of an integer array of shape (N,), values ≥ 0; None if there is none.
         attributes: name of an array of shape (N, A); None if there is none.
         paired: the i-th x1 is the partner of the i-th x0.
-        layout: of arrays with four dimensions; None finds it where just one of the two places holds 1, 3 or 4
-            channels.
+        layout: of images; None finds it where just one of the two places holds 1, 3 or 4 channels, and takes arrays
+            with three dimensions for matrices or trajectories.
         flip: images may be mirrored left-right.
 
     Raises:
@@ -139,7 +139,7 @@ class Npz(ArraySource):
         labels: str | None = None,
         attributes: str | None = None,
         paired: bool = False,
-        layout: Literal["NCHW", "NHWC"] | None = None,
+        layout: Literal["NCHW", "NHWC", "NHW"] | None = None,
         flip: bool = False,
     ) -> None:
         file = _File(Path(path))
@@ -198,7 +198,11 @@ class _File:
         found = self.array(name)
         if found.ndim < 2 or len(found) == 0 or found.size == 0:
             raise DataError(f"{self.path}: '{name}' has shape {found.shape}, expected (N, …) with at least one sample")
-        if found.ndim == 4 and (layout or self._layout(name, found.shape)) == "NHWC":
+        if layout is not None and found.ndim != len(layout):
+            raise DataError(f"{self.path}: '{name}' has shape {found.shape}, but the layout is said to be {layout}")
+        if layout == "NHW":
+            found = found[:, None]
+        elif found.ndim == 4 and (layout or self._layout(name, found.shape)) == "NHWC":
             found = found.transpose(0, 3, 1, 2)
         if found.dtype == np.uint8:
             return torch.from_numpy(np.ascontiguousarray(found)).float() / 127.5 - 1.0
