@@ -29,7 +29,9 @@ from latentsb.recipe.nodes import dump
 
 if TYPE_CHECKING:
     from latentsb.experiment import Experiment
-    from latentsb.generate import Interpolation, Reconstruction, Samples
+    from latentsb.generate import Mode
+    from latentsb.results import Interpolation, Reconstruction, Samples
+    from latentsb.solvers.base import Solver
     from latentsb.tensors import Condition
 
 __all__ = ["Run", "identity", "last_record", "load_run", "runs_in"]
@@ -142,7 +144,7 @@ class Run:
         return _records(self.path / LOG)
 
     def rewind_log(self, step: int) -> None:
-        """Remove what was logged after a step and will be logged again."""
+        """Remove what was logged after a step and will be logged again; -1 removes everything."""
         if (self.path / LOG).exists():
             kept = [json.dumps(r) + "\n" for r in self.records() if r.get("step", 0) <= step]
             write_text(self.path / LOG, "".join(kept))
@@ -203,36 +205,60 @@ class Run:
         return experiment
 
     def sample(
-        self, n: int, seed: int = 0, *, cond: Condition | None = None, guidance: float = 1.0, weights: str = "ema"
+        self,
+        n: int,
+        seed: int = 0,
+        *,
+        label: int | None = None,
+        cond: Condition | None = None,
+        guidance: float = 1.0,
+        solver: Solver | None = None,
+        weights: str = "ema",
     ) -> Samples:
-        """Draw samples; sample i depends on `seed + i` alone.
+        """Draw samples; sample i depends on `seed + i` alone. See `latentsb.generate.sample`.
 
         Args:
             n: how many.
             seed: of the first.
-            cond: conditions, n rows.
+            label: class of all of them; classes in turn if None.
+            cond: other conditions, n rows.
             guidance: classifier-free guidance scale; 1 is none.
+            solver: another solver than the recipe's.
             weights: as in `weights`.
         """
         from latentsb import generate
 
-        return generate.sample(self._loaded(weights), range(seed, seed + n), cond=cond, guidance=guidance)
+        seeds = range(seed, seed + n)
+        return generate.sample(self._loaded(weights), seeds, label=label, cond=cond, guidance=guidance, solver=solver)
 
     def reconstruct(
-        self, images: Tensor, *, mode: str = "faithful", seed: int = 0, weights: str = "ema"
+        self,
+        images: Tensor,
+        *,
+        mode: Mode = "faithful",
+        seed: int = 0,
+        cond: Condition | None = None,
+        weights: str = "ema",
     ) -> Reconstruction:
         """Encode images (B, C, H, W) in [-1, 1] and decode their codes; see `latentsb.generate.reconstruct`."""
         from latentsb import generate
 
-        return generate.reconstruct(self._loaded(weights), images, mode=mode, seed=seed)
+        return generate.reconstruct(self._loaded(weights), images, mode=mode, seed=seed, cond=cond)
 
     def interpolate(
-        self, images: Tensor, *, frames: int = 9, mode: str = "perceptual", seed: int = 0, weights: str = "ema"
+        self,
+        images: Tensor,
+        *,
+        frames: int = 9,
+        mode: Mode = "perceptual",
+        seed: int = 0,
+        cond: Condition | None = None,
+        weights: str = "ema",
     ) -> Interpolation:
         """Walk between images 0 and 1, 2 and 3, and so on; see `latentsb.generate.interpolate`."""
         from latentsb import generate
 
-        return generate.interpolate(self._loaded(weights), images, frames=frames, mode=mode, seed=seed)
+        return generate.interpolate(self._loaded(weights), images, frames=frames, mode=mode, seed=seed, cond=cond)
 
     def _loaded(self, weights: str) -> Experiment:
         """The experiment of the newest checkpoint, kept from call to call."""

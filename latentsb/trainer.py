@@ -90,6 +90,7 @@ class Trainer:
         for path, why in self.run.checkpoints.passed_over if parallel.is_main() else ():
             logger.warning("%s is damaged (%s)", path, why)
         if checkpoint is None:
+            parallel.first(lambda: self.run.rewind_log(-1))
             return Session(self.experiment, 0)
         number = checkpoint.state.get("stage", 0)
         if not 0 <= number < len(self.experiment.recipe.stages):

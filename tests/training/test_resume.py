@@ -86,6 +86,21 @@ def test_a_damaged_checkpoint_is_walked_past_and_the_end_is_the_same(tmp_path, t
     assert losses(again) == losses(whole)
 
 
+def test_a_log_that_is_older_than_every_checkpoint_is_begun_anew(tmp_path, train, losses, monkeypatch):
+    whole, _ = train(tmp_path / "whole")
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("latentsb.trainer.Stage._save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run")
+    assert [r["step"] for r in Run.open(tmp_path / "run").records()] == [3, 6, 9]
+    run, _ = train(tmp_path / "run")
+    assert losses(run) == losses(whole)
+
+
 def test_a_changed_recipe_is_refused_and_the_keys_are_named(tmp_path, train):
     run, _ = train(tmp_path / "run", "train.images=32")
     before = run.checkpoint().sha256
