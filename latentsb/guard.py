@@ -34,13 +34,19 @@ class Signals:
     """
 
     def __init__(self, max_time: float | None = None) -> None:
-        self.deadline = None if max_time is None else time.monotonic() + max_time
+        self.deadline = float("inf")
+        self.limit(max_time)
         self.asked: str | None = None
         self._before: dict[int, Any] = {}
 
+    def limit(self, max_time: float | None) -> None:
+        """Request `time` after so many seconds from now, unless an earlier limit stands; None changes nothing."""
+        if max_time is not None:
+            self.deadline = min(self.deadline, time.monotonic() + max_time)
+
     def reason(self) -> str | None:
         """What asks to stop, of `REASONS`, or None."""
-        if self.asked is None and self.deadline is not None and time.monotonic() >= self.deadline:
+        if self.asked is None and time.monotonic() >= self.deadline:
             self.asked = "time"
         return self.asked
 

@@ -125,6 +125,9 @@ class Stage:
                 logger.info("nothing is left to train; a larger train.images goes on from here")
             return None
         session.finished = False
+        self.run.checkpoints.keep = settings.keep
+        if "max_time" in session.stage.changes:
+            self.signals.limit(settings.max_time)
         self.source, self.images = self._data()
         tracker = Tracker(self.run, session, enabled=parallel.is_main())
         display = Display(session.title, settings.images, session.seen, parallel.is_main())

@@ -59,6 +59,10 @@ def test_ctrl_c_and_time_leave_in_the_same_way(tmp_path, train, monkeypatch):
     monkeypatch.setattr(Update, "step", step)
     run, outcome = train(tmp_path / "b", "train.max_time=0.000001")
     assert (outcome.reason, outcome.exit_code, run.checkpoint().step) == ("time", 0, 1)
+    run, outcome = train(tmp_path / "c", "stages=[{train: bridge, max_time: 0.000001, keep: 3}]")
+    assert (outcome.reason, run.checkpoint().step) == ("time", 1)
+    run, _ = train(tmp_path / "c", "stages=[{train: bridge, save_every: 64, keep: 3}]")
+    assert run.checkpoints.steps() == [12, 16, 20]
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once(monkeypatch):
