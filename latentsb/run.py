@@ -145,7 +145,7 @@ class Run:
 
     def rewind_log(self, step: int) -> None:
         """Remove what was logged after a step and will be logged again; -1 removes everything."""
-        if (self.path / LOG).exists():
+        if (self.path / LOG).is_file():
             kept = [json.dumps(r) + "\n" for r in self.records() if r.get("step", 0) <= step]
             write_text(self.path / LOG, "".join(kept))
 
@@ -359,7 +359,7 @@ def last_record(folder: Path) -> dict[str, Any]:
 
 def _records(path: Path) -> list[dict[str, Any]]:
     found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
