@@ -7,13 +7,11 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import re
 import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ from torch import Tensor
 from latentsb import parallel
 from latentsb.checkpoint import Checkpoint, Checkpoints
 from latentsb.disk import disk_error, write_text
+from latentsb.environment import environment
 from latentsb.errors import CheckpointError, LockedError
 from latentsb.recipe import Recipe
 from latentsb.recipe.nodes import dump
@@ -365,30 +364,6 @@ def _records(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return found
-
-
-def environment() -> dict[str, Any]:
-    """Versions and devices; nothing personal, no environment variables."""
-
-    def found(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
-    names = ("latentsb", "torch", "numpy", "scipy", "diffusers", "timm", "xformers", "accelerate", "safetensors")
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
-    return {
-        "versions": {name: found(name) for name in names},
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda,
-        "gpus": gpus,
-    }
 
 
 def _check_imports(folder: Path) -> None:
