@@ -232,8 +232,8 @@ def _root(cov: Tensor) -> Tensor:
 
 def _log_normal(x: Tensor, mean: Tensor, root: Tensor | None) -> Tensor:
     """Log-density of N(mean, root rootᵀ) for rows of x; root None is the identity."""
-    mean = mean.to(x.device)
-    deviations = x.to(torch.promote_types(x.dtype, torch.float32)) - mean.to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    deviations = x.to(wide) - mean.to(x.device, wide)
     constant = mean.numel() / 2 * math.log(2 * math.pi)
     if root is None:
         return -deviations.square().sum(1) / 2 - constant

@@ -55,6 +55,13 @@ def test_given_mean_and_covariance():
     np.testing.assert_allclose(law.log_prob(x[:7]), expected, rtol=1e-10)
 
 
+def test_density_of_coarse_numbers_is_that_of_their_values():
+    """bfloat16 holds these x exactly, but not the mean; the density is that of float32."""
+    law = Gaussian(Spec((3,)), mean=(3.1415926, -1.0009765, 0.1))
+    x = torch.tensor([[3.0, -1.0, 0.125]], dtype=torch.bfloat16)
+    torch.testing.assert_close(law.log_prob(x), law.log_prob(x.double()).float(), rtol=1e-6, atol=0)
+
+
 def test_density_is_differentiable():
     law = Gaussian(Spec((3,)), mean=MEAN, cov=COV)
     x = torch.tensor([[0.1, 0.2, 0.3]], dtype=torch.float64, requires_grad=True)
