@@ -31,11 +31,12 @@ __all__ = [
     "Uniform",
     "Unit",
     "Weight",
+    "time_of_sigma",
 ]
 
 
-BISECTIONS = 48
-"""Halvings of the span: times to 4e-15, far below what an integral over random times resolves."""
+SECTIONS, ROUNDS = 16, 15
+"""Parts that each round of a search cuts an interval into, and rounds: times to 2^−60 of the span."""
 
 LEAST_SHARE = 1e-6
 """Of a normal law that must lie in the span: with less, it was meant for another process."""
@@ -78,6 +79,29 @@ class TimeDistribution(ABC):
 TIMES: Registry[TimeDistribution] = Registry("times", TimeDistribution, homes=("latentsb.process.times",))
 
 
+def time_of_sigma(bridge: Levelled, sigma: Tensor) -> Tensor:
+    """Times in [t_min, t_max] at which the bridge's `sigma_eff` has given values.
+
+    `sigma_eff` grows with t in every marginal, so one search serves pinned and one-sided bridges and those that bring
+    a marginal of their own. It cuts into 16 parts where bisection has two, which takes a quarter of the calls.
+
+    Args:
+        bridge: gives the marginal.
+        sigma: float64, shape (N,); a value outside the range that sigma_eff takes on [t_min, t_max] gives its end.
+
+    Returns:
+        Float64, shape (N,).
+    """
+    cuts = torch.arange(1, SECTIONS, dtype=torch.float64)[:, None] / SECTIONS
+    low, high = torch.full_like(sigma, bridge.t_min), torch.full_like(sigma, bridge.t_max)
+    for _ in range(ROUNDS):
+        inner = torch.lerp(low, high, cuts)
+        levels = bridge.marginal(inner.flatten()).sigma_eff.reshape(inner.shape)
+        below = (levels < sigma).sum(0).double()
+        low, high = torch.lerp(low, high, below / SECTIONS), torch.lerp(low, high, (below + 1) / SECTIONS)
+    return high
+
+
 def _levels(bridge: Timed) -> Levelled:
     """The bridge, if it has noise levels.
 
@@ -98,23 +122,12 @@ def _log_sigma_span(bridge: Levelled) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _time_of_log_sigma(bridge: Levelled, log_sigma: Tensor) -> Tensor:
-    """The time in the span at which `ln sigma_eff`, which grows with t, has this value."""
-    low, high = torch.full_like(log_sigma, bridge.t_min), torch.full_like(log_sigma, bridge.t_max)
-    sigma = log_sigma.exp()
-    for _ in range(BISECTIONS):
-        middle = low + (high - low) / 2
-        late = bridge.marginal(middle).sigma_eff >= sigma
-        low, high = torch.where(late, low, middle), torch.where(late, middle, high)
-    return high
-
-
 def _pair(low: float, high: float) -> Tensor:
     return torch.tensor([low, high], dtype=torch.float64)
 
 
 def _cut_normal(u: Tensor, mean: float, std: float, low: Tensor, high: Tensor) -> Tensor:
-    """Quantiles of a normal law cut to [low, high].
+    """Quantiles of a normal law cut to [low, high], to rounding.
 
     Raises:
         ArgumentError: if the law practically lies outside.
@@ -124,8 +137,8 @@ def _cut_normal(u: Tensor, mean: float, std: float, low: Tensor, high: Tensor) -
         raise ArgumentError(
             "mean", f"a normal law around {mean} with std {std} has no share in the span from {low:.3g} to {high:.3g}"
         )
-    value = mean + std * torch.special.ndtri(below + u * (above - below))
-    return torch.minimum(torch.maximum(value, low), high)
+    quantiles: Tensor = mean + std * torch.special.ndtri(below + u * (above - below))
+    return quantiles
 
 
 @TIMES.register("uniform")
@@ -164,7 +177,7 @@ class LogNormalSigma(TimeDistribution):
         """
         levelled = _levels(bridge)
         log_sigma = _cut_normal(u, self.mean, self.std, *_log_sigma_span(levelled))
-        return _time_of_log_sigma(levelled, log_sigma)
+        return time_of_sigma(levelled, log_sigma.exp())
 
 
 @TIMES.register("loguniform_sigma")
@@ -201,7 +214,7 @@ class LogUniformSigma(TimeDistribution):
                 f"no level between sigma_min = {self.sigma_min} and sigma_max = {self.sigma_max} is one of this "
                 f"process, whose levels run from {first.exp():.3g} to {last.exp():.3g}",
             )
-        return _time_of_log_sigma(levelled, low + u * (high - low))
+        return time_of_sigma(levelled, (low + u * (high - low)).exp())
 
 
 @TIMES.register("logit_normal")

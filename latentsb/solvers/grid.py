@@ -11,34 +11,11 @@ from torch import Tensor
 
 from latentsb.bridge import Bridge, DenoisingBridge, End
 from latentsb.errors import ArgumentError, CapabilityError
+from latentsb.process.times import time_of_sigma
 from latentsb.ranges import Fraction, NonNegative, OpenFraction, Positive, enforce
 from latentsb.solvers.base import GRIDS, Grid, denoising
 
-__all__ = ["Karras", "KarrasTime", "LogUniform", "SigmaGrid", "Uniform", "time_of_sigma"]
-
-BISECTIONS = 64
-
-
-def time_of_sigma(bridge: DenoisingBridge, sigma: Tensor) -> Tensor:
-    """Times in [t_min, t_max] at which the bridge's `sigma_eff` has given values, by bisection in float64.
-
-    `sigma_eff` grows with t in every marginal, so one inverse serves pinned and one-sided bridges and those that
-    bring a marginal of their own.
-
-    Args:
-        bridge: gives the marginal.
-        sigma: float64, shape (N,), inside the range that sigma_eff takes on [t_min, t_max].
-
-    Returns:
-        Float64, shape (N,), exact to the spacing of float64 numbers.
-    """
-    low = torch.full_like(sigma, bridge.t_min)
-    high = torch.full_like(sigma, bridge.t_max)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        above = bridge.marginal(middle).sigma_eff > sigma
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return (low + high) / 2
+__all__ = ["Karras", "KarrasTime", "LogUniform", "SigmaGrid", "Uniform"]
 
 
 def karras(first: float, last: float, points: int, rho: float) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from latentsb.bridge import State
 from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.process.references import OU, VE, VP, Varying
+from latentsb.process.times import time_of_sigma
 from latentsb.randomness import Draws
 from latentsb.solvers.base import GRIDS, STARTS
-from latentsb.solvers.grid import Karras, KarrasTime, LogUniform, Uniform, time_of_sigma
+from latentsb.solvers.grid import Karras, KarrasTime, LogUniform, Uniform
 from latentsb.solvers.start import Boot, Centre, Endpoint, FromNoise
 from latentsb.tensors import Condition
 
@@ -56,6 +57,7 @@ def test_sigma_grids_have_their_levels(build, reference, pinned):
     assert len(times) == 10
     assert times[-1] == 0
     levels = bridge.marginal(times[:-1]).sigma_eff.log()
+    assert bool(times[0] == 1) == (not pinned and float(bridge.marginal(ONE).sigma_eff) <= 80)
     gaps = levels[1:] - levels[:-1]
     assert torch.allclose(gaps, gaps.mean().expand(8), rtol=1e-7)
     ends = bridge.marginal(f64([1.0, 1e-4])).sigma_eff
@@ -153,3 +155,13 @@ def test_noise_of_an_unpinned_state_is_kept(build, start):
     x = start.enter(bridge, state, t, Draws.seeds([0, 1])).x
     x0 = bridge.denoise(state.x, ONE, Condition()) if start == Boot() else torch.zeros_like(eps)
     assert torch.allclose(x, there.b * x0 + there.std * eps, rtol=1e-12)
+
+
+def test_boot_asks_an_inner_state_where_it_is(build):
+    """A trajectory that begins at t = 0.7 knows more of x0 than its other end does."""
+    bridge = build(VP(), True)
+    x1, x = f64([[1.0, 2.0]]), f64([[0.3, -0.8]])
+    state, t, draws = State(x, f64(0.7), Condition({"x1": x1})), f64(0.5), Draws.seeds([4])
+    there, x0 = bridge.marginal(t), bridge.denoise(x, f64(0.7), state.cond)
+    expected = there.a * x1 + there.b * x0 + there.std * draws.normal("noise", x)
+    assert torch.allclose(Boot().enter(bridge, state, t, draws).x, expected, rtol=1e-12)
