@@ -35,6 +35,7 @@ __all__ = [
     "StepSolver",
     "counting",
     "denoising",
+    "noisy",
 ]
 
 Memory = TypeVar("Memory")
@@ -60,9 +61,9 @@ class Solution:
 class Grid(ABC):
     """Says at which times a solver stops; a frozen dataclass.
 
-    Towards x0 the last time is 0, so that every interval costs one evaluation of a first-order solver and the last
-    one of a denoising bridge is its prediction of x0. Towards x1 a denoising bridge's grid begins at the smallest
-    time at which its denoiser may be asked.
+    Towards x0 the last time is 0, so that every interval costs one evaluation of a first-order solver; in noise
+    coordinates the last one is a denoising bridge's prediction of x0. Towards x1 a denoising bridge's grid begins at
+    the smallest time at which its denoiser may be asked.
     """
 
     @abstractmethod
@@ -212,8 +213,13 @@ def denoising(bridge: Bridge, asker: str) -> DenoisingBridge:
         name = type(bridge).__name__
     raise CapabilityError(
         f"{asker} needs a DenoisingBridge; '{name}' is not one. Any bridge runs with the solvers 'euler', 'heun' and "
-        f"'euler_maruyama' on the grid 'uniform' in the coordinates 'time'"
+        f"'euler_maruyama' on the grid 'natural' in the coordinates 'natural'"
     )
+
+
+def noisy(bridge: Bridge) -> bool:
+    """Whether the bridge denoises and its process carries noise, so that noise levels are its natural clock."""
+    return isinstance(bridge, DenoisingBridge) and bridge.reference.total > 0
 
 
 SOLVERS: Registry[Solver] = Registry(

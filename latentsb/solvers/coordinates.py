@@ -8,10 +8,10 @@ from torch import Tensor
 
 from latentsb.bridge import Bridge, State
 from latentsb.errors import CapabilityError
-from latentsb.solvers.base import COORDINATES, Coordinates, denoising
+from latentsb.solvers.base import COORDINATES, Coordinates, denoising, noisy
 from latentsb.tensors import expand_as
 
-__all__ = ["NoiseCoordinate", "TimeCoordinate"]
+__all__ = ["NaturalCoordinate", "NoiseCoordinate", "TimeCoordinate"]
 
 
 @COORDINATES.register("time")
@@ -72,3 +72,29 @@ class NoiseCoordinate(Coordinates):
         y = self.position(bridge, state)
         x0 = denoising(bridge, "coordinates 'noise'").denoise(state.x, state.t, state.cond)
         return (y - x0) / expand_as(self.clock(bridge, state.t), y)
+
+
+@COORDINATES.register("natural")
+@dataclass(frozen=True, kw_only=True)
+class NaturalCoordinate(Coordinates):
+    """`noise` for denoising bridges with noise, `time` for all others."""
+
+    def clock(self, bridge: Bridge, t: Tensor) -> Tensor:
+        """Of the plane that suits the bridge."""
+        return _plane(bridge).clock(bridge, t)
+
+    def position(self, bridge: Bridge, state: State) -> Tensor:
+        """Of the plane that suits the bridge."""
+        return _plane(bridge).position(bridge, state)
+
+    def state(self, bridge: Bridge, position: Tensor, t: Tensor, like: State) -> State:
+        """Of the plane that suits the bridge."""
+        return _plane(bridge).state(bridge, position, t, like)
+
+    def slope(self, bridge: Bridge, state: State) -> Tensor:
+        """Of the plane that suits the bridge."""
+        return _plane(bridge).slope(bridge, state)
+
+
+def _plane(bridge: Bridge) -> Coordinates:
+    return NoiseCoordinate() if noisy(bridge) else TimeCoordinate()

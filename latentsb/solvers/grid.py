@@ -13,9 +13,9 @@ from latentsb.bridge import Bridge, DenoisingBridge, End
 from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.process.times import time_of_sigma
 from latentsb.ranges import Fraction, NonNegative, OpenFraction, Positive, enforce
-from latentsb.solvers.base import GRIDS, Grid, denoising
+from latentsb.solvers.base import GRIDS, Grid, denoising, noisy
 
-__all__ = ["Karras", "KarrasTime", "LogUniform", "SigmaGrid", "Uniform"]
+__all__ = ["Karras", "KarrasTime", "LogUniform", "Natural", "SigmaGrid", "Uniform"]
 
 
 def karras(first: float, last: float, points: int, rho: float) -> Tensor:
@@ -35,6 +35,9 @@ def in_order(points: Tensor, towards: End) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Grid):
     """Even steps in t, from 1 to 0; fits every bridge.
+
+    Where noise changes steeply in t (the pinned end of a bridge, `ρ ∝ t` of VE) even steps are a poor choice: the
+    first or the last of them jumps over most levels.
 
     Args:
         margin: distance kept from a pinned t = 1, where the drift is singular; without effect where the state at
@@ -167,3 +170,13 @@ class Karras(SigmaGrid):
     def spacing(self, first: float, last: float, points: int) -> Tensor:
         """The EDM progression."""
         return karras(first, last, points, self.rho)
+
+
+@GRIDS.register("natural")
+@dataclass(frozen=True, kw_only=True)
+class Natural(Grid):
+    """`loguniform` for denoising bridges with noise, `uniform` for all others."""
+
+    def times(self, bridge: Bridge, steps: int, towards: End = "x0") -> Tensor:
+        """Those of the grid that suits the bridge."""
+        return (LogUniform() if noisy(bridge) else Uniform()).times(bridge, steps, towards)

@@ -10,8 +10,8 @@ from latentsb.bridge import Bridge, DenoisingBridge, End, State
 from latentsb.randomness import Draws
 from latentsb.ranges import Count, enforce
 from latentsb.solvers.base import SOLVERS, Coordinates, Grid, Start, StepSolver
-from latentsb.solvers.coordinates import TimeCoordinate
-from latentsb.solvers.grid import Uniform
+from latentsb.solvers.coordinates import NaturalCoordinate
+from latentsb.solvers.grid import Natural
 from latentsb.solvers.start import FromNoise
 from latentsb.tensors import expand_as
 
@@ -29,13 +29,14 @@ class Euler(StepSolver[None]):
         steps: intervals.
         grid: where they lie.
         start: how a denoising bridge leaves t = 1.
-        coordinates: `time` for any bridge; `noise` for denoising ones, where the ODE is nearly straight.
+        coordinates: `time` for any bridge; `noise` for denoising ones, where the ODE is nearly straight; `natural`
+            takes `noise` where there is any.
     """
 
     steps: Count = 50
-    grid: Grid = Uniform()
+    grid: Grid = Natural()
     start: Start = FromNoise()
-    coordinates: Coordinates = TimeCoordinate()
+    coordinates: Coordinates = NaturalCoordinate()
 
     def __post_init__(self) -> None:
         enforce(self)
@@ -66,13 +67,14 @@ class Heun(StepSolver[None]):
         steps: intervals.
         grid: where they lie.
         start: how a denoising bridge leaves t = 1.
-        coordinates: `time` for any bridge; `noise` for denoising ones, where the ODE is nearly straight.
+        coordinates: `time` for any bridge; `noise` for denoising ones, where the ODE is nearly straight; `natural`
+            takes `noise` where there is any.
     """
 
     steps: Count = 25
-    grid: Grid = Uniform()
+    grid: Grid = Natural()
     start: Start = FromNoise()
-    coordinates: Coordinates = TimeCoordinate()
+    coordinates: Coordinates = NaturalCoordinate()
 
     def __post_init__(self) -> None:
         enforce(self)

@@ -10,7 +10,7 @@ from latentsb.bridge import Bridge, End, State
 from latentsb.randomness import Draws
 from latentsb.ranges import Count, enforce
 from latentsb.solvers.base import SOLVERS, Grid, Start, StepSolver
-from latentsb.solvers.grid import Uniform
+from latentsb.solvers.grid import Natural
 from latentsb.solvers.start import FromNoise
 from latentsb.tensors import expand_as
 
@@ -32,7 +32,7 @@ class EulerMaruyama(StepSolver[int]):
     """
 
     steps: Count = 100
-    grid: Grid = Uniform()
+    grid: Grid = Natural()
     start: Start = FromNoise()
     noiseless_last: bool = True
 

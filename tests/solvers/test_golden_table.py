@@ -12,7 +12,7 @@ import torch
 
 from latentsb.process.references import VE, VP
 from latentsb.solvers.base import Grid
-from latentsb.solvers.coordinates import NoiseCoordinate
+from latentsb.solvers.coordinates import NoiseCoordinate, TimeCoordinate
 from latentsb.solvers.exponential import DPMpp, Posterior
 from latentsb.solvers.grid import Karras, KarrasTime, LogUniform, Uniform
 from latentsb.solvers.ode import Euler, Heun
@@ -36,7 +36,7 @@ FORGOTTEN = 2e-3
 
 @pytest.mark.parametrize(("steps", "bias"), [(20, -0.0696), (100, -0.0420)])
 def test_official_euler(oracles, steps, bias):
-    solver = Euler(steps=steps, grid=KarrasTime(), start=Endpoint())
+    solver = Euler(steps=steps, grid=KarrasTime(), start=Endpoint(), coordinates=TimeCoordinate())
     calls, mean, std = row(oracles, solver, t_min=1e-4)
     assert calls == steps
     assert mean == pytest.approx(bias, abs=5e-5)
@@ -45,7 +45,9 @@ def test_official_euler(oracles, steps, bias):
 
 @pytest.mark.parametrize(("steps", "calls", "bias"), [(100, 199, -0.0397), (333, 665, -0.0221)])
 def test_official_heun(oracles, steps, calls, bias):
-    found, mean, std = row(oracles, Heun(steps=steps, grid=KarrasTime(), start=Endpoint()), t_min=1e-4)
+    found, mean, std = row(
+        oracles, Heun(steps=steps, grid=KarrasTime(), start=Endpoint(), coordinates=TimeCoordinate()), t_min=1e-4
+    )
     assert found == calls
     assert mean == pytest.approx(bias, abs=5e-5)
     assert std == 0

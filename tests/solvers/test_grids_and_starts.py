@@ -9,11 +9,12 @@ import torch
 
 from latentsb.bridge import State
 from latentsb.errors import ArgumentError, CapabilityError
-from latentsb.process.references import OU, VE, VP, Varying
+from latentsb.process.marginal import Marginal
+from latentsb.process.references import OU, VE, VP, Brownian, Varying
 from latentsb.process.times import time_of_sigma
 from latentsb.randomness import Draws
 from latentsb.solvers.base import GRIDS, STARTS
-from latentsb.solvers.grid import Karras, KarrasTime, LogUniform, Uniform
+from latentsb.solvers.grid import Karras, KarrasTime, LogUniform, Natural, Uniform
 from latentsb.solvers.start import Boot, Centre, Endpoint, FromNoise
 from latentsb.tensors import Condition
 
@@ -35,7 +36,7 @@ def build(oracles):
 
 
 def test_words():
-    assert set(GRIDS.names()) >= {"uniform", "karras_time", "loguniform", "karras"}
+    assert set(GRIDS.names()) >= {"natural", "uniform", "karras_time", "loguniform", "karras"}
     assert set(STARTS.names()) >= {"noise", "endpoint", "centre", "boot"}
 
 
@@ -101,6 +102,17 @@ def test_margins_are_distances_from_one(build):
     for grid in (Uniform, KarrasTime):
         assert grid(margin=0.2).times(bridge, 4)[0] == 0.8
         assert grid(margin=0.01).times(bridge, 4)[0] == 0.95
+
+
+@pytest.mark.parametrize("towards", ["x0", "x1"])
+def test_natural_is_even_in_noise_levels_where_there_is_noise(oracles, build, towards):
+    """Straight lines have no noise of their own: even times suit them, be they a denoising bridge or a plain one."""
+    plain, noisy, straight = oracles.Straight(f64([0.0]), f64([[1.0]])), build(VP(), True), build(VP(), False)
+    straight.reference = Brownian(sigma=0.0)
+    assert torch.equal(Natural().times(plain, 5, towards), Uniform().times(plain, 5, towards))
+    assert torch.equal(Natural().times(noisy, 5, towards), LogUniform().times(noisy, 5, towards))
+    straight.marginal = lambda t: Marginal(0 * t, 1 - t, t**2)
+    assert torch.equal(Natural().times(straight, 5, towards), Uniform().times(straight, 5, towards))
 
 
 def test_noise_level_grids_need_a_denoising_bridge(oracles):

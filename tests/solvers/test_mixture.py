@@ -8,7 +8,7 @@ import torch
 from latentsb.bridge import State
 from latentsb.process.references import VP
 from latentsb.randomness import Draws
-from latentsb.solvers.coordinates import NoiseCoordinate
+from latentsb.solvers.coordinates import NoiseCoordinate, TimeCoordinate
 from latentsb.solvers.exponential import DPMpp, Posterior
 from latentsb.solvers.grid import KarrasTime, LogUniform
 from latentsb.solvers.ode import Euler, Heun
@@ -81,7 +81,7 @@ def test_second_order_beats_first_order_and_the_official_grid(truth, mixture, st
         for solver in (
             DPMpp(steps=20, start=start),
             Posterior(steps=20, start=start),
-            Euler(steps=20, grid=KarrasTime(), start=start),
+            Euler(steps=20, grid=KarrasTime(), start=start, coordinates=TimeCoordinate()),
         )
     }
     second, first, official = median.values()

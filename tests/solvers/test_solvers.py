@@ -11,11 +11,11 @@ from latentsb.bridge import State
 from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.process.references import VP
 from latentsb.randomness import Draws
-from latentsb.solvers.base import COORDINATES, SOLVERS
-from latentsb.solvers.coordinates import NoiseCoordinate
+from latentsb.solvers.base import COORDINATES, SOLVERS, Grid
+from latentsb.solvers.coordinates import NoiseCoordinate, TimeCoordinate
 from latentsb.solvers.direct import Denoise
 from latentsb.solvers.exponential import DPMpp, Posterior
-from latentsb.solvers.grid import KarrasTime, LogUniform
+from latentsb.solvers.grid import KarrasTime, LogUniform, Uniform
 from latentsb.solvers.ode import Euler, Heun
 from latentsb.solvers.sde import EulerMaruyama
 from latentsb.solvers.start import Boot
@@ -23,11 +23,11 @@ from latentsb.tensors import Condition, Spec
 
 ONE = torch.ones((), dtype=torch.float64)
 ALL = [
-    Euler(steps=6),
+    Euler(steps=6, grid=Uniform(), coordinates=TimeCoordinate()),
     Euler(steps=6, grid=LogUniform(), coordinates=NoiseCoordinate()),
-    Heun(steps=6, grid=KarrasTime()),
+    Heun(steps=6, grid=KarrasTime(), coordinates=TimeCoordinate()),
     Heun(steps=6, grid=LogUniform(), coordinates=NoiseCoordinate()),
-    EulerMaruyama(steps=6),
+    EulerMaruyama(steps=6, grid=Uniform()),
     EulerMaruyama(steps=6, grid=LogUniform(), noiseless_last=False),
     Posterior(steps=6),
     Posterior(steps=6, eta=0.6),
@@ -57,7 +57,7 @@ def begin(seeds):
 
 def test_words():
     assert {"euler", "heun", "euler_maruyama", "posterior", "dpmpp", "denoise"} <= set(SOLVERS.names())
-    assert set(COORDINATES.names()) == {"time", "noise"}
+    assert set(COORDINATES.names()) == {"time", "noise", "natural"}
 
 
 @pytest.mark.parametrize("solver", ALL)
@@ -204,3 +204,22 @@ def test_there_and_back(oracles):
     # The leading errors of the two ways cancel, so the return trip gains one more order.
     assert errors[0] / errors[1] > 4
     assert errors[1] < 1e-3
+
+
+def test_denoisers_are_not_asked_beyond_their_last_time(oracles):
+    """With t_max = 0.9, one call shows `a x1` at 0.9, and Heun ends a step to t = 1 with Euler's."""
+    made = oracles.gaussian(VP(), torch.tensor([0.4, 1.0]).double(), torch.eye(2).double(), pinned=True)
+    made.t_max, last = 0.9, 0.9 * ONE
+    x1 = torch.tensor([[2.0, -3.0]], dtype=torch.float64)
+    state, draws = State(x1, ONE, Condition({"x1": x1})), Draws.seeds([0])
+    expected = made.denoise(made.marginal(last).a * x1, last, state.cond)
+    assert (expected - made.denoise(x1, ONE, state.cond)).abs().max() > 1e-2
+    torch.testing.assert_close(Denoise().run(made, state, draws).x, expected, rtol=1e-12, atol=0)
+
+    class Given(Grid):
+        def times(self, bridge, steps, towards="x0"):
+            return torch.tensor([0.2, 0.6, 1.0], dtype=torch.float64)
+
+    inner = State(x1, 0.2 * ONE, state.cond)
+    heun = Heun(steps=2, grid=Given(), coordinates=TimeCoordinate())
+    assert heun.run(made, inner, draws, "x1").calls == 3
