@@ -160,6 +160,9 @@ def test_interval_of_noise_levels():
         assert inner.network.calls == (2 if t == 0.3 else 1)
         torch.testing.assert_close(found, same.denoise(x, t * ONE, cond))
 
+    closed = Guided(inner, 3.0, interval=(levels[0.3], levels[0.3]))
+    torch.testing.assert_close(closed.denoise(x, 0.3 * ONE, cond), everywhere.denoise(x, 0.3 * ONE, cond))
+
     class Rows(Score):
         """t of shape (B,)."""
 

@@ -187,6 +187,13 @@ def test_start_takes_the_code_from_the_condition_then_the_data_then_the_prior(ga
     torch.testing.assert_close(towards_x1.cond["x1"], coded.x)
 
 
+def test_start_codes_data_without_noise(gauss):
+    """What stands for data is the mean of its code, though training draws the code."""
+    bridge, x0 = autoencoder(gauss, stochastic=True), gauss.data(6)
+    state = bridge.start(Batch(torch.arange(6), x0), Draws.seeds(range(6)))
+    torch.testing.assert_close(state.cond["z"], 5 * torch.tanh(x0 @ gauss.CODE.T / 5))
+
+
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_prior_is_the_gaussian_of_all_codes(gauss, stochastic):
     """The mean and covariance of a pass are kept, in any split, in the weights, and said in words."""

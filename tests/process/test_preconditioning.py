@@ -8,6 +8,7 @@ from scipy.integrate import quad
 from torch.testing import assert_close
 
 from latentsb.errors import ArgumentError
+from latentsb.process.marginal import Marginal
 from latentsb.process.preconditioning import PRECONDITIONINGS, Official, Shifted
 from latentsb.process.references import VE, VP
 
@@ -123,6 +124,19 @@ def test_shifted_is_edm_in_y(reference, t):
     inside = (s > 1e-5 * sd) & (s < 1e3 * sd)
     assert_close(k.noise[inside], s[inside].log() / 4, rtol=1e-12, atol=1e-12)
     assert_close(k.weight, (s**2 + sd**2) / (s * sd) ** 2, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("sd", [0.5, 1.0, 40.0])
+def test_shifted_tells_levels_in_units_of_the_data(sd):
+    """Data and noise scaled together: the same level is told up to `ln(sd)/4`, also beyond both ends of the range."""
+    levels = torch.tensor([1e-9, 1e-5, 1.0, 1e3, 1e9], dtype=torch.float64)
+    told = (
+        Shifted(sigma_data=sd)
+        .coefficients(Marginal(0 * levels, torch.ones_like(levels), (sd * levels) ** 2), 0 * levels)
+        .noise
+    )
+    expected = torch.tensor([1e-5, 1e-5, 1.0, 1e3, 1e3], dtype=torch.float64).mul(sd).log() / 4
+    assert_close(told, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_official_without_spread_of_x1_is_edm(t):
