@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from latentsb.experiment import Experiment
 from latentsb.metrics.base import METRICS, Measured, Subject
-from latentsb.outputs import protocol, sample_folder, write_json
+from latentsb.outputs import make, protocol, sample_folder, write_json
 from latentsb.registry import describe
 from latentsb.run import Run
 
@@ -30,22 +29,34 @@ def evaluate(
 ) -> dict[str, Measured]:
     """Measure n samples of a run.
 
-    Samples are those of `latentsb sample` with the same seed; the ones that lie there are not drawn again. The
-    figures go to `evaluations/step-….json` in the run folder.
+    Samples are those of `latentsb sample` with the same seed; the ones that lie there are not drawn again. Each
+    metric's figure goes to `evaluations/step-…-METRIC.json` in the run folder.
+
+    Args:
+        run: to measure.
+        experiment: its trained parts.
+        metrics: words; see `latentsb list metric`.
+        n: samples.
+        seed: of the first.
+        progress: called with the number of samples just drawn.
 
     Raises:
         UnknownPartError: if a metric does not exist.
         CapabilityError: if the data lacks what a metric needs.
     """
     chosen = {name: METRICS[name]() for name in metrics}
+    items = experiment.source.read(np.arange(min(len(experiment.source), REAL)))
+    labels = items.cond.get("label")
+    for metric in chosen.values():
+        metric.require(labels=labels is not None)
     drawn = sample_folder(run, experiment, n, seed=seed, progress=progress)
-    index = np.arange(min(len(experiment.source), REAL))
-    items = experiment.source.read(index)
-    subject = Subject(drawn.samples, items.x0, items.cond.get("label"))
-    measured = {name: metric.measure(subject) for name, metric in chosen.items()}
-    content: dict[str, Any] = {name: {**vars(m), "metric": describe(chosen[name])} for name, m in measured.items()}
+    subject = Subject(drawn.samples, items.x0, labels)
     folder = run.path / "evaluations"
-    folder.mkdir(exist_ok=True)
-    facts = protocol(run, experiment, samples=drawn.protocol, metrics=content)
-    write_json(folder / f"step-{experiment.step:09d}.json", facts)
+    make(folder)
+    measured = {}
+    for name, metric in chosen.items():
+        found = measured[name] = metric.measure(subject)
+        facts = protocol(run, experiment, metric=describe(metric), count=n, seed=seed, real=len(items.x0))
+        facts |= {**vars(found), "samples": drawn.path.name}
+        write_json(folder / f"step-{experiment.step:09d}-{name}.json", facts)
     return measured

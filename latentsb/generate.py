@@ -6,82 +6,255 @@ which have it. Row i of every result depends on its own seed, not on its neighbo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from latentsb.bridge import BRIDGES, Bridge, DenoisingBridge, EncodingBridge, State
-from latentsb.errors import CapabilityError
+from latentsb.bridge import BRIDGES, Bridge, EncodingBridge, State
+from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.experiment import Experiment
 from latentsb.guided import Guided
 from latentsb.randomness import Draws
+from latentsb.results import Interpolation, Reconstruction, Samples
 from latentsb.solvers.base import SOLVERS, Solver
 from latentsb.tensors import Batch, Condition
 
-__all__ = ["Interpolation", "Reconstruction", "Samples", "interpolate", "reconstruct", "sample", "solver_for"]
+__all__ = ["Mode", "interpolate", "reconstruct", "sample", "slerp"]
 
 B = TypeVar("B", bound=Bridge)
 Progress = Callable[[int], None]
-FAITHFUL = "faithful"
-PERCEPTUAL = "perceptual"
+Mode = Literal["faithful", "perceptual"]
+"""`faithful` is `E[x0 | z]` in one call, the best decoder in mean squared error; `perceptual` is a draw from
+`p(x0 | z)`, sharp, and of twice that error where the bridge is exact."""
+ROWS = 256
+"""Rows that are computed at a time; changes results by rounding only."""
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Generated samples.
+@torch.no_grad()
+def sample(
+    experiment: Experiment,
+    seeds: Sequence[int],
+    *,
+    label: int | None = None,
+    cond: Condition | None = None,
+    solver: Solver | None = None,
+    guidance: float = 1.0,
+    batch: int = ROWS,
+    progress: Progress | None = None,
+) -> Samples:
+    """Draw one sample per seed.
 
-    Args:
-        images: shape (B, C, H, W) in [-1, 1], or vectors (B, D).
-        latents: shape (B, *latent.shape), normalised.
-        seeds: seed of each row.
-        cond: conditions that the rows were drawn under.
-        calls: network evaluations per sample.
-        notes: what a reader of the samples must know (which prior over z was used, for example).
-    """
-
-    images: Tensor
-    latents: Tensor
-    seeds: tuple[int, ...]
-    cond: Condition
-    calls: int
-    notes: tuple[str, ...] = field(default=())
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """Originals, what the autoencoder alone makes of them, and what the bridge makes of their code.
+    A bridge between two data sets starts from the sample `seed mod size` of the other end.
 
     Args:
-        originals: shape (B, C, H, W) in [-1, 1].
-        autoencoder: same shape; the loss of detail here is not the bridge's.
-        bridge: same shape.
-        calls: network evaluations per image.
+        experiment: with trained weights.
+        seeds: one per sample; equal seeds and conditions give equal samples.
+        label: class of all samples; None draws classes evenly (`seed mod classes`) where the bridge has them.
+        cond: conditions, one row per seed, in place of a label; what the bridge knows and `cond` lacks is absent.
+        solver: another solver than the recipe's.
+        guidance: classifier-free guidance scale; 1 is none.
+        batch: samples at a time; changes results by rounding only.
+        progress: called with the number of samples just finished.
+
+    Raises:
+        ArgumentError: if the label is none of the classes, or nothing is asked for.
+        CapabilityError: if a label or guidance is asked of a bridge without conditions.
     """
+    if len(seeds) == 0:
+        raise ArgumentError("n", "found 0, expected at least one sample")
+    solver = solver or experiment.solver
+    bridge: Bridge = experiment.bridge
+    start = starts(experiment, seeds)
+    known = start.cond if label is None else start.cond.without("label")
+    given = {**labels_of(bridge, seeds, label).values, **known.values, **(cond.values if cond else {})}
+    whole = complete(Condition(given, cond.present if cond else {}), bridge, len(seeds))
+    if guidance != 1.0:
+        bridge = Guided(bridge, scale=guidance)
+    parts: list[Samples] = []
+    for rows in blocks(len(seeds), batch):
+        chosen = tuple(seeds[rows])
+        draws = Draws.seeds(chosen)
+        x1 = None if start.x1 is None else start.x1[rows]
+        asked = Batch(torch.arange(len(chosen)), x1=x1, cond=whole.select(rows)).to(experiment.device)
+        if asked.x1 is not None:
+            asked = Batch(asked.index, x1=experiment.autoencoder.encode(asked.x1), cond=asked.cond)
+        solved = solver.run(bridge, bridge.start(asked, draws.fork("start")), draws.fork("solve"))
+        images = experiment.autoencoder.decode(solved.x)
+        parts.append(Samples(images.cpu(), solved.x.cpu(), chosen, whole.select(rows), solved.calls))
+        if progress is not None:
+            progress(len(chosen))
+    return Samples(
+        torch.cat([p.images for p in parts]),
+        torch.cat([p.latents for p in parts]),
+        tuple(seeds),
+        whole,
+        parts[0].calls,
+        notes_of(experiment.bridge),
+    )
 
-    originals: Tensor
-    autoencoder: Tensor
-    bridge: Tensor
-    calls: int
 
-
-@dataclass(frozen=True)
-class Interpolation:
-    """Frames between two ends.
+@torch.no_grad()
+def reconstruct(
+    experiment: Experiment,
+    images: Tensor,
+    *,
+    mode: Mode = "faithful",
+    seed: int = 0,
+    cond: Condition | None = None,
+    solver: Solver | None = None,
+    batch: int = ROWS,
+    progress: Progress | None = None,
+) -> Reconstruction:
+    """Encode images to z, and decode z alone.
 
     Args:
-        frames: shape (P, K, C, H, W): P pairs, K frames each; the first and last are the ends' reconstructions.
-        ends: the originals, shape (P, 2, C, H, W).
-        calls: network evaluations per frame.
-        along: the space in which the frames are evenly spaced, `z` or `x1`.
-    """
+        experiment: with trained weights, whose bridge is an `EncodingBridge`.
+        images: shape (B, C, H, W) in [-1, 1], or vectors.
+        mode: see `Mode`.
+        seed: of the first row's perceptual draw; row i has seed + i.
+        cond: conditions of the rows; what the bridge knows and `cond` lacks is absent.
+        solver: of perceptual draws, in place of the recipe's.
+        batch: rows at a time; changes results by rounding only.
+        progress: called with the number of images just finished.
 
-    frames: Tensor
-    ends: Tensor
-    calls: int
-    along: str
+    Raises:
+        ArgumentError: if the images have another shape than the data.
+        CapabilityError: if the bridge has no encoder.
+    """
+    bridge = require(experiment.bridge, EncodingBridge, "reconstruct")
+    check_shape(experiment, images)
+    decoder = decoding(mode, solver or experiment.solver)
+    cond = complete(cond or Condition(), bridge, len(images))
+    parts: list[Reconstruction] = []
+    for rows in blocks(len(images), batch):
+        held = images[rows].to(experiment.device)
+        latents = experiment.autoencoder.encode(held)
+        z = bridge.encode(latents, None, held)["z"]
+        known = cond.select(rows).to(experiment.device).with_(z=z)
+        draws = Draws.seeds(range(seed + rows.start, seed + rows.start + len(held)))
+        solved = decoder.run(bridge, endpoint(bridge, known, draws.fork("start")), draws.fork("solve"))
+        decode = experiment.autoencoder.decode
+        parts.append(Reconstruction(held.cpu(), decode(latents).cpu(), decode(solved.x).cpu(), z.cpu(), solved.calls))
+        if progress is not None:
+            progress(len(held))
+
+    def whole(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    return Reconstruction(whole("originals"), whole("autoencoder"), whole("bridge"), whole("z"), parts[0].calls)
+
+
+@torch.no_grad()
+def interpolate(
+    experiment: Experiment,
+    images: Tensor,
+    *,
+    frames: int = 9,
+    mode: Mode = "perceptual",
+    seed: int = 0,
+    cond: Condition | None = None,
+    solver: Solver | None = None,
+    batch: int = ROWS,
+    progress: Progress | None = None,
+) -> Interpolation:
+    """Walk between images 0 and 1, 2 and 3, and so on.
+
+    An `EncodingBridge` mixes linearly in z, and all frames of a pair share their noise. Any other bridge is run
+    along its probability-flow ODE to x1, mixed there on the great circle, and run back.
+
+    Args:
+        experiment: with trained weights.
+        images: an even number, shape (2P, C, H, W) in [-1, 1].
+        frames: per pair, ends included.
+        mode: how an `EncodingBridge` decodes; see `Mode`.
+        seed: of the noise that frames share; pair p has seed + p.
+        cond: conditions of the images; frames keep those of the first of their pair.
+        solver: of perceptual draws, in place of the recipe's.
+        batch: frames at a time, about; changes results by rounding only.
+        progress: called with the number of pairs just finished.
+
+    Raises:
+        ArgumentError: if the number of images is odd, frames < 2, or the images have another shape than the data.
+        CapabilityError: if the bridge has no probability-flow ODE that leads to x1.
+    """
+    if len(images) % 2 or len(images) == 0:
+        raise ArgumentError("images", f"found {len(images)}, expected pairs: an even number")
+    if frames < 2:
+        raise ArgumentError("frames", f"found {frames}, expected at least the 2 ends")
+    check_shape(experiment, images)
+    cond = complete(cond or Condition(), experiment.bridge, len(images))
+    walks = []
+    for pairs in blocks(len(images) // 2, max(1, batch // frames)):
+        rows = slice(2 * pairs.start, 2 * pairs.stop)
+        seeds = range(seed + pairs.start, seed + pairs.stop)
+        walks.append(
+            walk(
+                experiment, images[rows], cond.select(rows), frames, seeds, decoding(mode, solver or experiment.solver)
+            )
+        )
+        if progress is not None:
+            progress(len(seeds))
+    shown = torch.cat([found for found, _ in walks])
+    along = "z" if isinstance(experiment.bridge, EncodingBridge) else "x1"
+    return Interpolation(shown, images.cpu().reshape(-1, 2, *images.shape[1:]), walks[0][1], along)
+
+
+def walk(
+    experiment: Experiment, images: Tensor, cond: Condition, frames: int, seeds: Sequence[int], decoder: Solver
+) -> tuple[Tensor, int]:
+    """Frames of some pairs, shape (P, K, …), and calls per frame."""
+    images, cond = images.to(experiment.device), cond.to(experiment.device)
+    latents = experiment.autoencoder.encode(images)
+    weights = torch.linspace(0, 1, frames).to(latents)
+    kept = cond.select(torch.arange(0, len(images), 2, device=images.device).repeat_interleave(frames))
+    draws = Draws.seeds([s for s in seeds for _ in range(frames)])
+    bridge = experiment.bridge
+    if isinstance(bridge, EncodingBridge):
+        z = bridge.encode(latents, None, images)["z"]
+        mixed = torch.lerp(z[0::2, None], z[1::2, None], weights[None, :, None]).flatten(0, 1)
+        solved = decoder.run(bridge, endpoint(bridge, kept.with_(z=mixed), draws.fork("start")), draws.fork("solve"))
+        calls = solved.calls
+    else:
+        ode: Solver = SOLVERS["heun"]()
+        ends = Draws.seeds([s for s in seeds for _ in range(2)])
+        data = Batch(torch.arange(len(images)), x0=latents, cond=cond)
+        there = ode.run(bridge, bridge.start(data, ends.fork("start"), "x1"), ends.fork("solve"), "x1")
+        mixed = slerp(there.x[0::2, None], there.x[1::2, None], weights).flatten(0, 1)
+        solved = ode.run(bridge, State(mixed, there.state.t, kept), draws.fork("solve"), "x0")
+        calls = there.calls + solved.calls
+    made = experiment.autoencoder.decode(solved.x).cpu()
+    return made.reshape(-1, frames, *made.shape[1:]), calls
+
+
+def slerp(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    """Spherical interpolation of whole samples, `(sin((1−w)θ) a + sin(wθ) b) / sin θ` with θ their angle.
+
+    A straight mixture of two independent Gaussian noises has too small a norm; the great circle keeps it.
+
+    Source: Shoemake 1985, Animating rotation with quaternion curves.
+
+    Args:
+        a: shape (P, 1, …).
+        b: same shape.
+        weights: shape (K,), in [0, 1].
+
+    Returns:
+        Shape (P, K, …).
+    """
+    u, v = a.flatten(2), b.flatten(2)
+    cosine = torch.nn.functional.cosine_similarity(u, v, dim=-1)[..., None].clamp(-1 + 1e-6, 1 - 1e-6)
+    angle = torch.arccos(cosine)
+    w = weights[None, :, None]
+    mixed: Tensor = (torch.sin((1 - w) * angle) * u + torch.sin(w * angle) * v) / torch.sin(angle)
+    return mixed.reshape(*mixed.shape[:2], *a.shape[2:])
+
+
+def blocks(n: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` rows that cover n."""
+    return (slice(first, min(first + size, n)) for first in range(0, n, max(1, size)))
 
 
 def require(bridge: Bridge, kind: type[B], purpose: str) -> B:
@@ -93,196 +266,87 @@ def require(bridge: Bridge, kind: type[B], purpose: str) -> B:
     if isinstance(bridge, kind):
         return bridge
     able = [word for word in BRIDGES.names() if issubclass(BRIDGES[word], kind)]
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
     raise CapabilityError(
-        f"{purpose} needs an {kind.__name__}; '{BRIDGES.word_of(bridge)}' is not one. These are: {', '.join(able)}"
+        f"{purpose} needs {article} {kind.__name__}; '{BRIDGES.word_of(bridge)}' is not one. "
+        f"These are: {', '.join(able)}"
     )
 
 
-def solver_for(mode: str, experiment: Experiment) -> Solver:
-    """The solver of a way of decoding: one call for the mean (`faithful`), the recipe's solver for a sample.
+def decoding(mode: Mode, solver: Solver) -> Solver:
+    """The solver of a way of decoding.
 
     Raises:
-        ValueError: for another word.
+        ArgumentError: for another word.
     """
-    if mode == FAITHFUL:
-        return SOLVERS["denoise"]()
-    if mode == PERCEPTUAL:
-        return experiment.solver
-    raise ValueError(f"mode must be '{FAITHFUL}' or '{PERCEPTUAL}', got '{mode}'")
+    if mode not in ("faithful", "perceptual"):
+        raise ArgumentError("mode", f"found '{mode}', expected 'faithful' or 'perceptual'")
+    return SOLVERS["denoise"]() if mode == "faithful" else solver
 
 
-@torch.no_grad()
-def sample(
-    experiment: Experiment,
-    seeds: Sequence[int],
-    *,
-    cond: Condition | None = None,
-    solver: Solver | None = None,
-    guidance: float = 1.0,
-    batch: int = 256,
-    progress: Progress | None = None,
-) -> Samples:
-    """Draw one sample per seed.
-
-    Args:
-        experiment: with trained weights.
-        seeds: one per sample; equal seeds and conditions give equal samples.
-        cond: conditions, one row per seed; None draws labels evenly (`seed mod classes`) where the bridge has them.
-        solver: another solver than the recipe's.
-        guidance: classifier-free guidance scale; 1 is none.
-        batch: samples at a time; changes results by rounding only.
-        progress: called with the number of samples just finished.
-
-    Raises:
-        CapabilityError: if guidance is asked of a bridge that cannot be guided.
-    """
-    bridge, solver = experiment.bridge, solver or experiment.solver
-    cond = even_labels(experiment, seeds) if cond is None else cond
-    guided: Bridge = bridge
-    if guidance != 1.0:
-        guided = Guided(require(bridge, DenoisingBridge, "guidance"), scale=guidance)
-    device = experiment.device
-    parts: list[Samples] = []
-    for first in range(0, len(seeds), batch):
-        rows = slice(first, first + batch)
-        chosen = list(seeds[rows])
-        draws = Draws.seeds(chosen)
-        asked = Batch(torch.arange(len(chosen)), cond=cond.select(rows)).to(device)
-        state = guided.start(asked, draws.fork("start"))
-        solved = solver.run(guided, state, draws.fork("solve"))
-        images = pixels(experiment, solved.x)
-        parts.append(Samples(images.cpu(), solved.x.cpu(), tuple(chosen), asked.cond.to("cpu"), solved.calls))
-        if progress is not None:
-            progress(len(chosen))
-    return Samples(
-        torch.cat([p.images for p in parts]),
-        torch.cat([p.latents for p in parts]),
-        tuple(seeds),
-        cond,
-        parts[0].calls,
-        notes_of(bridge),
-    )
-
-
-@torch.no_grad()
-def reconstruct(
-    experiment: Experiment, images: Tensor, *, mode: str = FAITHFUL, seed: int = 0, cond: Condition | None = None
-) -> Reconstruction:
-    """Encode images to z, and decode z alone.
-
-    Args:
-        experiment: with trained weights, whose bridge is an `EncodingBridge`.
-        images: shape (B, C, H, W) in [-1, 1], or vectors.
-        mode: `faithful` is `E[x0 | z]` in one call (the best decoder in mean squared error); `perceptual` is a
-            draw from `p(x0 | z)`, whose mean squared error is about twice as large.
-        seed: of the perceptual draws.
-        cond: conditions of the rows, where the bridge has any.
-
-    Raises:
-        CapabilityError: if the bridge has no encoder.
-    """
-    bridge = require(experiment.bridge, EncodingBridge, "reconstruct")
-    images = images.to(experiment.device)
-    latents = experiment.autoencoder.encode(images)
-    code = with_code(bridge, latents, images, (cond or Condition()).to(experiment.device))
-    draws = Draws.seeds(range(seed, seed + len(images)))
-    state = endpoint_state(bridge, code, draws.fork("start"))
-    solved = solver_for(mode, experiment).run(bridge, state, draws.fork("solve"))
-    return Reconstruction(
-        images.cpu(),
-        pixels(experiment, latents).cpu(),
-        pixels(experiment, solved.x).cpu(),
-        solved.calls,
-    )
-
-
-@torch.no_grad()
-def interpolate(
-    experiment: Experiment,
-    images: Tensor,
-    *,
-    frames: int = 9,
-    mode: str = PERCEPTUAL,
-    seed: int = 0,
-    cond: Condition | None = None,
-) -> Interpolation:
-    """Walk between images 0 and 1, 2 and 3, and so on.
-
-    An `EncodingBridge` mixes linearly in z, and all frames of a pair share their noise. Any other bridge is run
-    along its probability-flow ODE to x1, mixed there on the great circle, and run back.
-
-    Args:
-        experiment: with trained weights.
-        images: an even number, shape (2P, C, H, W) in [-1, 1].
-        frames: per pair, ends included.
-        mode: how an `EncodingBridge` decodes.
-        seed: of the noise that frames share.
-        cond: conditions of the images; frames keep those of the first of their pair.
-
-    Raises:
-        ValueError: if the number of images is odd or frames < 2.
-    """
-    if len(images) % 2 or frames < 2:
-        raise ValueError(f"interpolation needs pairs of images and at least 2 frames, got {len(images)} and {frames}")
-    images = images.to(experiment.device)
-    pairs, weights = len(images) // 2, torch.linspace(0, 1, frames).to(images)
-    latents = experiment.autoencoder.encode(images)
-    cond = (cond or Condition()).to(experiment.device)
-    kept = cond.select(torch.arange(0, len(images), 2).repeat_interleave(frames))
-    draws = Draws.seeds([seed + p for p in range(pairs) for _ in range(frames)])
-    bridge = experiment.bridge
-    if isinstance(bridge, EncodingBridge):
-        z = with_code(bridge, latents, images, cond)["z"]
-        mixed = torch.lerp(z[0::2, None], z[1::2, None], weights[None, :, None]).flatten(0, 1)
-        state = endpoint_state(bridge, kept.with_(z=mixed), draws.fork("start"))
-        solved = solver_for(mode, experiment).run(bridge, state, draws.fork("solve"))
-        x, calls, along = solved.x, solved.calls, "z"
-    else:
-        ode: Solver = SOLVERS["heun"]()
-        asked = Batch(torch.arange(len(images)), x0=latents, cond=cond)
-        there = ode.run(bridge, bridge.start(asked, Draws.seeds(range(len(images))), "x1"), draws, "x1")
-        mixed = slerp(there.x[0::2, None], there.x[1::2, None], weights).flatten(0, 1)
-        back = ode.run(bridge, State(mixed, there.state.t, kept), draws, "x0")
-        x, calls, along = back.x, back.calls, "x1"
-    shown = pixels(experiment, x).cpu()
-    return Interpolation(shown.unflatten(0, (pairs, frames)), images.cpu().unflatten(0, (pairs, 2)), calls, along)
-
-
-def slerp(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    """Spherical interpolation of whole samples, shape (P, 1, …) each, weights (K,); gives (P, K, …).
-
-    A straight mixture of two independent Gaussian noises has too small a norm; the great circle keeps it.
-    """
-    u, v = a.flatten(2), b.flatten(2)
-    cosine = torch.nn.functional.cosine_similarity(u, v, dim=-1)[..., None].clamp(-1 + 1e-6, 1 - 1e-6)
-    angle = torch.arccos(cosine)
-    w = weights[None, :, None]
-    mixed = (torch.sin((1 - w) * angle) * u + torch.sin(w * angle) * v) / torch.sin(angle)
-    return mixed.unflatten(2, a.shape[2:])
-
-
-def with_code(bridge: EncodingBridge, latents: Tensor, images: Tensor, cond: Condition) -> Condition:
-    """`cond` with the mean code z of the data."""
-    return cond.with_(z=bridge.encode(latents, None, images)["z"])
-
-
-def endpoint_state(bridge: EncodingBridge, cond: Condition, draws: Draws) -> State:
+def endpoint(bridge: EncodingBridge, cond: Condition, draws: Draws) -> State:
     """The state at t = 1 that belongs to a code."""
     return bridge.start(Batch(torch.arange(len(cond["z"])), cond=cond), draws)
 
 
-def pixels(experiment: Experiment, latents: Tensor) -> Tensor:
-    """Decoded latents, images clamped to [-1, 1]."""
-    decoded = experiment.autoencoder.decode(latents)
-    return decoded.clamp(-1, 1) if decoded.ndim == 4 else decoded
+def starts(experiment: Experiment, seeds: Sequence[int]) -> Batch:
+    """What the data brings for new samples: the other ends, and the conditions of their partners."""
+    source, index = experiment.source, torch.arange(len(seeds))
+    if not source.two_sided:
+        return Batch(index)
+    places = np.array([s % source.partners for s in seeds])
+    if not source.paired:
+        return Batch(index, x1=source.draw_x1(places, None, Draws.seeds(seeds)))
+    found = source.read(places)
+    known = {name: value for name, value in found.cond.items() if name in experiment.bridge.ends.cond}
+    return Batch(index, x1=found.x1, cond=Condition(known))
 
 
-def even_labels(experiment: Experiment, seeds: Sequence[int]) -> Condition:
-    """Labels `seed mod classes` where the bridge is conditioned on labels; nothing else can be guessed."""
-    label = experiment.bridge.ends.cond.get("label")
-    if label is None or label.classes is None:
+def labels_of(bridge: Bridge, seeds: Sequence[int], label: int | None) -> Condition:
+    """The label asked for; else `seed mod classes` where there are classes; nothing else can be guessed.
+
+    Raises:
+        ArgumentError: if the label is none of the classes.
+        CapabilityError: if a label is asked of a bridge without labels.
+    """
+    spec = bridge.ends.cond.get("label")
+    if spec is None:
+        if label is not None:
+            raise CapabilityError("label: this bridge was trained without labels")
         return Condition()
-    return Condition({"label": torch.tensor([s % label.classes for s in seeds])})
+    classes = spec.classes or 0
+    if label is None:
+        return Condition({"label": torch.tensor([s % classes for s in seeds])} if classes else {})
+    if not 0 <= label < classes:
+        raise ArgumentError("label", f"found {label}, expected 0 to {classes - 1}")
+    return Condition({"label": torch.full((len(seeds),), label)})
+
+
+def complete(cond: Condition, bridge: Bridge, n: int) -> Condition:
+    """The conditions that the bridge knows, n rows; those that `cond` lacks are marked absent.
+
+    Raises:
+        ArgumentError: if a condition has another number of rows.
+    """
+    for name, spec in bridge.ends.cond.items():
+        if name not in cond:
+            cond = cond.with_(**{name: spec.zeros(n)}).drop(name)
+        elif len(cond[name]) != n:
+            raise ArgumentError("cond", f"'{name}' has {len(cond[name])} rows, expected {n}")
+    return cond
+
+
+def check_shape(experiment: Experiment, images: Tensor) -> None:
+    """Compare images with the data that the autoencoder was made for.
+
+    Raises:
+        ArgumentError: if they have another shape.
+    """
+    expected = experiment.autoencoder.images.shape
+    if tuple(images.shape[1:]) != expected or len(images) == 0:
+        raise ArgumentError(
+            "images", f"found shape {tuple(images.shape)}, expected (B, {', '.join(map(str, expected))})"
+        )
 
 
 def notes_of(bridge: Bridge) -> tuple[str, ...]:

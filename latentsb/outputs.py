@@ -1,9 +1,10 @@
-"""What commands on a run leave behind: folders of pictures, grids, and a JSON of the protocol beside each."""
+"""What commands on a run leave behind: pictures, and a JSON of the protocol beside each."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,16 @@ import torch
 from torch import Tensor
 
 import latentsb
-from latentsb.errors import DataError
+from latentsb.autoencoder import Autoencoder
+from latentsb.disk import disk_error, write_text
+from latentsb.errors import ArgumentError, DataError
 from latentsb.experiment import Experiment
-from latentsb.generate import Samples, interpolate, reconstruct, sample
+from latentsb.generate import ROWS, Mode, interpolate, labels_of, reconstruct, sample
 from latentsb.metrics.similarity import mse, psnr, ssim
 from latentsb.pictures import from_uint8, save_image, show
 from latentsb.randomness import numpy_generator
 from latentsb.registry import describe
+from latentsb.results import SHOWN, Samples
 from latentsb.run import Run
 from latentsb.solvers.base import Solver
 from latentsb.tensors import Condition
@@ -37,14 +41,14 @@ __all__ = [
     "write_reconstruction",
 ]
 
-SHOWN = 64
+PROTOCOL, TABLE, GRID = "samples.json", "samples.npz", "grid.png"
+FREE = frozenset(("run", "seed", "python"))
+"""Facts in which the samples of one folder may differ: the name of the run is where it lies."""
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def protocol(run: Run, experiment: Experiment, **facts: Any) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def protocol(run: Run, experiment: Experiment, **facts: Any) -> dict[str, Any]:
         "latentsb": latentsb.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": str(experiment.device),
+        "device": experiment.device.type,
     }
 
 
@@ -74,7 +78,7 @@ class SampleFolder:
 
     Args:
         path: the folder.
-        samples: all of them, shape (N, …), as written (images are quantised to 8 bits).
+        samples: those asked for, shape (N, …), as written (images are quantised to 8 bits).
         fresh: how many were drawn now; the others lay there already.
         protocol: the content of `samples.json`.
     """
@@ -95,105 +99,168 @@ def sample_folder(
     solver: Solver | None = None,
     guidance: float = 1.0,
     label: int | None = None,
-    batch: int = 256,
+    batch: int = ROWS,
     progress: Callable[[int], None] | None = None,
 ) -> SampleFolder:
-    """Draw samples `seed … seed + n − 1` into a folder, one PNG each (vectors: one `samples.npz`).
+    """Draw samples `seed … seed + n − 1` into a folder, one PNG each, or all in one `samples.npz`.
 
     Pictures that lie there already under the same protocol are kept, so an interrupted command goes on where it
     stopped, and a larger n adds to a smaller one.
 
     Raises:
+        ArgumentError: if the label is none of the classes.
         DataError: if the folder holds samples of another protocol; names what differs.
+        DiskError: if it cannot be written.
     """
     solver = solver or experiment.solver
-    facts = protocol(run, experiment, solver=describe(solver), guidance=guidance, label=label, seed=seed)
-    folder = folder or run.path / "samples" / f"step-{experiment.step:09d}-seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    agree(folder / "samples.json", facts)
-    pictures = len(experiment.autoencoder.images.shape) == 3
-    held_already = held_seeds(folder)
-    missing = [s for s in range(seed, seed + n) if s not in held_already]
-    # Pictures are kept as they come, so that a long command can be interrupted; vectors are small and come at once.
+    asked = {"solver": describe(solver), "guidance": guidance, "label": label}
+    labels_of(experiment.bridge, (), label)
+    folder = folder or run.path / "samples" / folder_name(experiment, asked)
+    facts = protocol(run, experiment, **asked, seed=seed)
+    agree(folder, facts)
+    make(folder)
+    write_json(folder / PROTOCOL, previous(folder) | facts)
+    held = held_seeds(folder)
+    missing = [s for s in range(seed, seed + n) if s not in held]
+    pictures = are_pictures(experiment.autoencoder)
+    # Pictures are kept as they come, so that a long command can be interrupted; the rest is small and comes at once.
     chunk = batch if pictures else max(1, len(missing))
     for first in range(0, len(missing), chunk):
-        seeds = missing[first : first + chunk]
-        cond = None if label is None else Condition({"label": torch.full((len(seeds),), label)})
-        found = sample(experiment, seeds, cond=cond, solver=solver, guidance=guidance, batch=batch, progress=progress)
+        found = sample(
+            experiment,
+            missing[first : first + chunk],
+            label=label,
+            solver=solver,
+            guidance=guidance,
+            batch=batch,
+            progress=progress,
+        )
         facts |= {"calls": found.calls, "notes": list(found.notes)}
-        write_json(folder / "samples.json", facts)
         keep(folder, found, pictures)
-    held = load_samples(folder, seed, n)
-    show(held[:SHOWN]).save(folder / "grid.png")
-    facts = previous(folder / "samples.json") | facts | {"count": len(held_seeds(folder))}
-    write_json(folder / "samples.json", facts)
-    return SampleFolder(folder, held, len(missing), facts)
+    samples = load_samples(folder, range(seed, seed + n))
+    save_picture(samples[:SHOWN] if samples.ndim == 4 else samples, folder / GRID)
+    content = previous(folder) | facts | {"count": len(held_seeds(folder))}
+    write_json(folder / PROTOCOL, content)
+    return SampleFolder(folder, samples, len(missing), content)
+
+
+def folder_name(experiment: Experiment, asked: Mapping[str, Any]) -> str:
+    """A name that differs where protocols do: the step, and whatever is not the run's own way of sampling."""
+    name = f"step-{experiment.step:09d}"
+    if experiment.weights != "ema":
+        name += f"-{experiment.weights}"
+    if asked["label"] is not None:
+        name += f"-label-{asked['label']}"
+    if asked["guidance"] != 1.0:
+        name += f"-guidance-{asked['guidance']:g}"
+    if asked["solver"] != describe(experiment.solver):
+        text = json.dumps(asked["solver"], sort_keys=True, default=str)
+        name += f"-{asked['solver']['name']}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return name
+
+
+def are_pictures(autoencoder: Autoencoder) -> bool:
+    """Whether a PNG holds a sample: grey or colour, and opacity only where the numbers are known to be pixels."""
+    shape = autoencoder.images.shape
+    return len(shape) == 3 and (shape[0] in (1, 3) or (shape[0] == 4 and autoencoder.bounded))
+
+
+def make(folder: Path) -> None:
+    """Make a folder.
+
+    Raises:
+        DiskError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, folder, 0) from error
+
+
+def save_picture(samples: Tensor, path: Path) -> None:
+    """Write the picture of samples, whole or not at all."""
+    partial = path.with_name(f".{path.name}")
+    try:
+        show(samples).save(partial, format="PNG")
+        partial.replace(path)
+    except OSError as error:
+        raise disk_error(error, path, 0) from error
 
 
 def keep(folder: Path, found: Samples, pictures: bool) -> None:
-    """Write what was drawn: one PNG per seed, or one table of vectors with those that lay there."""
-    if pictures:
-        for s, picture in zip(found.seeds, found.images, strict=True):
-            save_image(picture, folder / f"{s:06d}.png")
-        return
-    path, partial = folder / "samples.npz", folder / ".samples.npz"
-    x, seeds = found.images.numpy(), np.asarray(found.seeds)
-    if path.exists():
-        with np.load(path, allow_pickle=False) as held:
-            x, seeds = np.concatenate([held["x"], x]), np.concatenate([held["seed"], seeds])
-    order = np.argsort(seeds)
-    np.savez(partial, x=x[order], seed=seeds[order])
-    os.replace(partial, path)
+    """Write what was drawn: one PNG per seed, or one table together with those that lay there."""
+    path = folder / TABLE
+    try:
+        if pictures:
+            for s, picture in zip(found.seeds, found.images, strict=True):
+                path = folder / f"{s:06d}.png"
+                save_image(picture, path)
+            return
+        x, seeds = found.images.numpy(), np.asarray(found.seeds)
+        if path.exists():
+            with np.load(path, allow_pickle=False) as held:
+                x, seeds = np.concatenate([held["x"], x]), np.concatenate([held["seed"], seeds])
+        order = np.argsort(seeds)
+        partial = folder / f".{TABLE}"
+        np.savez(partial, x=x[order], seed=seeds[order])
+        partial.replace(path)
+    except OSError as error:
+        raise disk_error(error, path, found.images.nbytes) from error
 
 
 def held_seeds(folder: Path) -> set[int]:
     """Seeds whose samples lie in the folder."""
-    if (folder / "samples.npz").exists():
-        with np.load(folder / "samples.npz", allow_pickle=False) as held:
+    if (folder / TABLE).exists():
+        with np.load(folder / TABLE, allow_pickle=False) as held:
             return {int(s) for s in held["seed"]}
     return {int(p.stem) for p in folder.glob("*.png") if p.stem.isdigit()}
 
 
-def previous(path: Path) -> dict[str, Any]:
+def previous(folder: Path) -> dict[str, Any]:
     """The protocol that lies there, or nothing."""
+    path = folder / PROTOCOL
     content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return content
 
 
-def agree(path: Path, facts: Mapping[str, Any]) -> None:
+def agree(folder: Path, facts: Mapping[str, Any]) -> None:
     """Refuse to mix samples of two protocols in one folder."""
     asked = json.loads(json.dumps(dict(facts), default=str))
-    before = previous(path)
-    differing = [k for k, v in asked.items() if before and k != "seed" and before.get(k) != v]
-    if differing:
-        key = differing[0]
-        raise DataError(
-            f"{path.parent} holds samples of another protocol: {key} was {before.get(key)!r}, now {asked[key]!r}. "
-            "Give another folder with --output, or remove that one."
-        )
+    before = previous(folder)
+    hint = "give another folder with --output, or remove that one"
+    if not before:
+        if folder.exists() and held_seeds(folder):
+            raise DataError(f"{folder} holds pictures but no {PROTOCOL} that says what they are; {hint}")
+        return
+    for key in asked.keys() - FREE:
+        if before.get(key) != asked[key]:
+            raise DataError(
+                f"{folder} holds samples of another protocol: {key} was {before.get(key)!r}, now {asked[key]!r}; {hint}"
+            )
 
 
-def load_samples(folder: Path, seed: int, n: int) -> Tensor:
+def load_samples(folder: Path, seeds: range) -> Tensor:
     """Read samples back as they were written, shape (n, …)."""
-    if (folder / "samples.npz").exists():
-        with np.load(folder / "samples.npz", allow_pickle=False) as held:
-            asked = (held["seed"] >= seed) & (held["seed"] < seed + n)
+    if (folder / TABLE).exists():
+        with np.load(folder / TABLE, allow_pickle=False) as held:
+            asked = (held["seed"] >= seeds.start) & (held["seed"] < seeds.stop)
             return torch.from_numpy(held["x"][asked])
     from PIL import Image
 
     def read(s: int) -> np.ndarray:
-        pixels = np.asarray(Image.open(folder / f"{s:06d}.png"))
+        with Image.open(folder / f"{s:06d}.png") as image:
+            pixels = np.asarray(image)
         return pixels[..., None] if pixels.ndim == 2 else pixels
 
-    return torch.stack([from_uint8(read(s)) for s in range(seed, seed + n)])
+    return torch.stack([from_uint8(read(s)) for s in seeds])
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images that a command works on.
+    """Samples that a command works on.
 
     Args:
-        images: shape (B, C, H, W) in [-1, 1].
+        images: shape (B, C, H, W) in [-1, 1], or vectors.
         cond: their conditions, where the data has any.
         names: of each row, for the protocol.
     """
@@ -204,66 +271,92 @@ class Inputs:
 
 
 def inputs_of(experiment: Experiment, files: Sequence[Path], n: int, seed: int) -> Inputs:
-    """The files, read as the run's data was read; without files n samples of the run's own data.
+    """The files, read as the run's data was read; without files n random samples of the run's own data.
 
     Raises:
-        DataError: if a file cannot be read, or the run's data are not images of one form.
+        ArgumentError: if the data has fewer samples.
+        DataError: if a file cannot be read, or the run's data are no images.
     """
     if files:
         opened = [experiment.source.open(f) for f in files]
         return Inputs(torch.stack(opened), Condition(), tuple(map(str, files)))
     total = len(experiment.source)
     if n > total:
-        raise DataError(f"the data has {total} samples, {n} were asked for")
+        raise ArgumentError("number", f"found {n}, expected at most {total}: so many samples has the data")
     index = np.sort(numpy_generator(seed, "inputs").choice(total, n, replace=False))
     items = experiment.source.read(index)
     used = {name: value for name, value in items.cond.items() if name in experiment.bridge.ends.cond}
     return Inputs(items.x0, Condition(used), tuple(f"data[{i}]" for i in index))
 
 
-def write_reconstruction(run: Run, experiment: Experiment, inputs: Inputs, mode: str, seed: int) -> dict[str, Any]:
-    """Three rows of pictures (original, autoencoder alone, bridge) and a JSON with MSE, PSNR and SSIM of each.
+def write_reconstruction(
+    run: Run,
+    experiment: Experiment,
+    inputs: Inputs,
+    *,
+    mode: Mode = "faithful",
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Write three rows of pictures (original, autoencoder alone, bridge) and a JSON with the figures of each.
 
-    Figures are means over images in [0, 1]; MSE of the mean image of the inputs stands beside as the floor that a
-    decoder without any code reaches.
+    Figures are those of `similarity`; the mean image of the inputs stands beside, as the floor that a decoder
+    without any code reaches.
+
+    Returns:
+        The content of the JSON, and `picture`, the path of the picture.
     """
-    made = reconstruct(experiment, inputs.images, mode=mode, seed=seed, cond=inputs.cond)
+    made = reconstruct(experiment, inputs.images, mode=mode, seed=seed, cond=inputs.cond, progress=progress)
     mean_image = made.originals.mean(0, keepdim=True).expand_as(made.originals)
     rows = {"autoencoder alone": made.autoencoder, "bridge": made.bridge, "mean image (floor)": mean_image}
     figures = {name: similarity(made.originals, row) for name, row in rows.items()}
+    solver = describe(experiment.solver) if mode == "perceptual" else {"name": "denoise"}
+    facts = protocol(run, experiment, mode=mode, seed=seed, solver=solver, calls=made.calls)
+    facts |= {"images": len(made), "inputs": inputs.names, "figures": figures}
     folder = run.path / "reconstructions"
-    folder.mkdir(exist_ok=True)
-    stem = f"step-{experiment.step:09d}-{mode}"
-    shown = torch.cat([made.originals[:12], made.autoencoder[:12], made.bridge[:12]])
-    show(shown, columns=min(12, len(inputs.names))).save(folder / f"{stem}.png")
-    facts = protocol(
-        run, experiment, mode=mode, seed=seed, calls=made.calls, images=len(inputs.names), inputs=inputs.names[:64]
-    )
-    content = facts | {"figures": figures, "picture": str(folder / f"{stem}.png")}
-    write_json(folder / f"{stem}.json", content)
-    return content
+    make(folder)
+    stem = folder / f"step-{experiment.step:09d}-{mode}"
+    made.save(stem.with_suffix(".png"))
+    write_json(stem.with_suffix(".json"), facts)
+    return facts | {"picture": stem.with_suffix(".png")}
 
 
-def similarity(originals: Tensor, made: Tensor) -> dict[str, float]:
-    """Mean MSE on [0, 1], PSNR in dB and, for images, SSIM."""
+def similarity(originals: Tensor, made: Tensor) -> dict[str, float | None]:
+    """Mean MSE; of images on [0, 1], with mean PSNR in dB (None if one is equal to its original) and mean SSIM."""
+    if originals.ndim != 4:
+        return {"mse": float(mse(originals, made).mean())}
     a, b = (originals + 1) / 2, (made + 1) / 2
-    figures = {"mse": float(mse(a, b).mean()), "psnr": float(psnr(a, b, data_range=1.0).mean())}
-    if originals.ndim == 4:
-        figures["ssim"] = float(ssim(a, b, data_range=1.0).mean())
-    return figures
+    decibels = float(psnr(a, b, data_range=1.0).mean())
+    return {
+        "mse": float(mse(a, b).mean()),
+        "psnr": decibels if math.isfinite(decibels) else None,
+        "ssim": float(ssim(a, b, data_range=1.0).mean()),
+    }
 
 
 def write_interpolation(
-    run: Run, experiment: Experiment, inputs: Inputs, frames: int, mode: str, seed: int
+    run: Run,
+    experiment: Experiment,
+    inputs: Inputs,
+    *,
+    frames: int = 9,
+    mode: Mode = "perceptual",
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """One row of frames per pair between its two originals, and a JSON of the protocol."""
-    made = interpolate(experiment, inputs.images, frames=frames, mode=mode, seed=seed, cond=inputs.cond)
+    """Write one row of frames per pair between its two originals, and a JSON of the protocol.
+
+    Returns:
+        The content of the JSON, and `picture`, the path of the picture.
+    """
+    made = interpolate(
+        experiment, inputs.images, frames=frames, mode=mode, seed=seed, cond=inputs.cond, progress=progress
+    )
     folder = run.path / "interpolations"
-    folder.mkdir(exist_ok=True)
-    stem = f"step-{experiment.step:09d}-{mode}"
-    rows = torch.cat([made.ends[:, :1], made.frames, made.ends[:, 1:]], dim=1)
-    show(rows.flatten(0, 1), columns=frames + 2).save(folder / f"{stem}.png")
-    facts = protocol(run, experiment, mode=mode, seed=seed, calls=made.calls, along=made.along, frames=frames)
-    content = facts | {"inputs": inputs.names, "picture": str(folder / f"{stem}.png")}
-    write_json(folder / f"{stem}.json", content)
-    return content
+    make(folder)
+    stem = folder / f"step-{experiment.step:09d}-{mode if made.along == 'z' else made.along}"
+    made.save(stem.with_suffix(".png"))
+    facts = protocol(run, experiment, along=made.along, mode=mode if made.along == "z" else None, seed=seed)
+    facts |= {"frames": frames, "calls": made.calls, "inputs": inputs.names}
+    write_json(stem.with_suffix(".json"), facts)
+    return facts | {"picture": stem.with_suffix(".png")}

@@ -13,7 +13,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["from_uint8", "grid", "image_of", "save_image", "scatter", "show", "to_uint8"]
+__all__ = ["ENDINGS", "from_uint8", "grid", "image_of", "save_image", "scatter", "show", "to_uint8"]
+
+ENDINGS = (".png", ".jpg", ".webp")
+"""Files that a picture can be saved as."""
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -75,9 +78,13 @@ def grid(pictures: Tensor, columns: int | None = None, scale: int | None = None)
 
 
 def scatter(points: Tensor, beside: Tensor | None = None) -> Image:
-    """A scatter plot of 2-D samples (B, 2), over the data where it is given.
+    """A scatter plot of samples (B, D), over other points where they are given; a histogram where D is 1.
 
-    Vectors of more dimensions are shown by their first two.
+    Vectors of more than two dimensions are shown by their first two.
+
+    Args:
+        points: shape (B, D).
+        beside: shape (N, D), drawn in grey below.
     """
     from io import BytesIO
 
@@ -86,11 +93,16 @@ def scatter(points: Tensor, beside: Tensor | None = None) -> Image:
 
     figure = Figure(figsize=(5, 5), dpi=100)
     axes = figure.add_subplot()
-    if beside is not None:
-        axes.scatter(*beside[:, :2].T.cpu().numpy(), s=4, c="0.75", label="data")
-    axes.scatter(*points[:, :2].T.cpu().numpy(), s=4, label="samples")
-    axes.set_aspect("equal")
-    axes.legend(loc="upper right")
+    for held, colour in ((beside, "0.75"), (points, "C0")):
+        if held is None:
+            continue
+        shown = held.flatten(1)[:, :2].float().cpu().numpy()
+        if shown.shape[1] == 1:
+            axes.hist(shown[:, 0], bins=50, density=True, color=colour, alpha=0.7)
+        else:
+            axes.scatter(shown[:, 0], shown[:, 1], s=4, c=colour)
+    if points.flatten(1).shape[1] > 1:
+        axes.set_aspect("equal")
     buffer = BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     buffer.seek(0)
@@ -98,5 +110,11 @@ def scatter(points: Tensor, beside: Tensor | None = None) -> Image:
 
 
 def show(samples: Tensor, columns: int | None = None, beside: Tensor | None = None) -> Image:
-    """The picture people would look for: a grid of images (B, C, H, W), a scatter plot of vectors (B, D)."""
-    return grid(samples, columns) if samples.ndim == 4 else scatter(samples.flatten(1), beside)
+    """A grid of images (B, C, H, W), a scatter plot of anything else (B, …).
+
+    Args:
+        samples: to show.
+        columns: images in a row.
+        beside: of vectors, other points to show in grey below.
+    """
+    return grid(samples, columns) if samples.ndim == 4 else scatter(samples, beside)

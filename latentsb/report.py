@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from latentsb.disk import write_text
 from latentsb.run import Run
 
 __all__ = ["write_report"]
@@ -23,7 +24,11 @@ figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top }
 figcaption { color: #666; font-size: 13px } img { max-width: 28rem; image-rendering: pixelated }
 @media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd } pre { background: #242424 } }
 """
-HIDDEN = {"images", "seconds", "stage", "phase", "event", "time"}
+HIDDEN = {"images", "seconds", "stage", "phase", "event", "time", "step"}
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a browser may load for the page: nothing."""
+UNTOLD = {"inputs", "picture"}
+"""Facts that are too long for a table; the JSON has them."""
 
 
 def write_report(run: Run, path: Path | None = None) -> Path:
@@ -34,12 +39,12 @@ def write_report(run: Run, path: Path | None = None) -> Path:
         path: of the page; `report.html` in the run folder if None.
     """
     path = path or run.path / "report.html"
-    records = read_log(run.path / "log.jsonl")
+    records = run.records()
     sections = [
-        ("Recipe", f"<pre>{escape(run.recipe.text)}</pre>"),
+        ("Recipe", f"<pre>{escape(read(run.path / 'recipe.yaml'))}</pre>"),
         ("Curves", "".join(curves(records)) or "<p>Nothing has been logged yet.</p>"),
         ("Previews", "".join(map(figure, previews(run.path)))),
-        ("Samples", "".join(map(figure, sorted(run.path.glob("samples/*/grid.png"))))),
+        ("Samples", "".join(map(drawn, sorted(run.path.glob("samples/*/grid.png"))))),
         ("Reconstructions and interpolations", "".join(map(figure, results(run.path)))),
         ("Figures", "".join(figures(run.path))),
         ("Every default", f"<details><pre>{escape(json.dumps(run.recipe.resolved(), indent=1))}</pre></details>"),
@@ -47,27 +52,17 @@ def write_report(run: Run, path: Path | None = None) -> Path:
     ]
     body = "".join(f"<h2>{title}</h2>{content}" for title, content in sections if content)
     page = (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(run.path.name)}</title>"
+        f"<!doctype html><html lang='en'><meta charset='utf-8'>"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{escape(run.path.name)}</title>'
         f"<style>{STYLE}</style><h1>{escape(run.path.name)}</h1>{summary(records)}{body}</html>\n"
     )
-    path.write_text(page)
+    write_text(path, page)
     return path
 
 
 def read(path: Path) -> str:
     """Text of a file, empty if there is none."""
     return path.read_text() if path.exists() else ""
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of a log, one object per line; a last line cut short by a kill is left out."""
-    records = []
-    for line in read(path).splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
 
 
 def summary(records: list[dict[str, Any]]) -> str:
@@ -95,24 +90,28 @@ def curves(records: list[dict[str, Any]]) -> list[str]:
 
 def plot(points: list[tuple[float, float]]) -> str:
     """A line over images seen, as an SVG element."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(3.6, 2.2))
-    axes = picture.add_subplot()
-    axes.plot(*zip(*points, strict=True), lw=1)
-    axes.set_xlabel("images")
-    axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 4))
-    picture.tight_layout()
     out = StringIO()
-    picture.savefig(out, format="svg", transparent=False)
+    with rc_context({"svg.fonttype": "none", "font.size": 8}):
+        picture = Figure(figsize=(3.6, 2.2))
+        axes = picture.add_subplot()
+        axes.plot(*zip(*points, strict=True), lw=1)
+        axes.set_xlabel("images")
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 4))
+        picture.tight_layout()
+        picture.savefig(out, format="svg", metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
     text = out.getvalue()
     return text[text.index("<svg") :]
 
 
 def previews(folder: Path) -> list[Path]:
-    """The first and the newest preview grids."""
-    found = sorted((folder / "samples").glob("*.png"))
-    return found if len(found) <= 4 else [found[0], *found[-3:]]
+    """The first and the newest preview of each stage."""
+    stages: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted((folder / "samples").glob("preview-*.png")):
+        stages[path.stem.rpartition("-")[0]].append(path)
+    return [path for found in stages.values() for path in dict.fromkeys((found[0], found[-1]))]
 
 
 def results(folder: Path) -> list[Path]:
@@ -120,10 +119,20 @@ def results(folder: Path) -> list[Path]:
     return sorted([*folder.glob("reconstructions/*.png"), *folder.glob("interpolations/*.png")])
 
 
-def figure(path: Path) -> str:
+def drawn(grid: Path) -> str:
+    """A grid of samples, with what its protocol wants said below."""
+    beside = read(grid.with_name("samples.json"))
+    facts = json.loads(beside) if beside else {}
+    told = (
+        [f"{facts['count']} samples, {facts['calls']} network calls each"] if {"count", "calls"} <= set(facts) else []
+    )
+    return figure(grid, *told, *facts.get("notes", []))
+
+
+def figure(path: Path, *told: str) -> str:
     """A picture as an inline element with its name below."""
     data = base64.b64encode(path.read_bytes()).decode()
-    name = escape(f"{path.parent.name}/{path.stem}")
+    name = "<br>".join(map(escape, (f"{path.parent.name}/{path.stem}", *told)))
     return f"<figure><img src='data:image/png;base64,{data}'><figcaption>{name}</figcaption></figure>"
 
 
@@ -139,5 +148,7 @@ def table(content: Any) -> str:
     """JSON as nested tables."""
     if not isinstance(content, dict):
         return escape(f"{content:.4g}" if isinstance(content, float) else str(content))
-    rows = "".join(f"<tr><th>{escape(str(k))}</th><td>{table(v)}</td></tr>" for k, v in content.items())
+    rows = "".join(
+        f"<tr><th>{escape(str(k))}</th><td>{table(v)}</td></tr>" for k, v in content.items() if k not in UNTOLD
+    )
     return f"<table>{rows}</table>"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -10,19 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latentsb.errors import DataError, RecipeError
+from latentsb.errors import ArgumentError, Problem, RecipeError
 
 if TYPE_CHECKING:
     from latentsb.experiment import Experiment
+    from latentsb.metrics.base import Measured
     from latentsb.run import Run
 
 __all__ = ["register"]
-
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/digits.")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[solver.KEY=VALUE]...", help="Another solver setting.")]
-Files = Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Images; the run's own data if none.")]
-Seed = Annotated[int, typer.Option(help="First seed; sample i has seed SEED + i.")]
-Batch = Annotated[int, typer.Option(min=1, help="Samples at a time.")]
 
 
 class Mode(StrEnum):
@@ -39,7 +35,24 @@ class Weights(StrEnum):
     model = "model"
 
 
+class Backend(StrEnum):
+    """What computes attention."""
+
+    auto = "auto"
+    sdpa = "sdpa"
+    xformers = "xformers"
+    math = "math"
+
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/digits.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[solver.KEY=VALUE]...", help="Another solver setting.")]
+Files = Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Images; the run's own data if none.")]
+Seed = Annotated[int, typer.Option(min=0, help="First seed; sample i has seed SEED + i.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Samples at a time.")]
+ModeOption = Annotated[Mode, typer.Option(help="faithful: the mean, one call; perceptual: a draw.")]
 WeightsOption = Annotated[Weights, typer.Option(help="Averaged weights, or those of the last step.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the best that is there if none.")]
+AttentionOption = Annotated[Backend, typer.Option(help="What computes attention.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -56,15 +69,17 @@ def sample(
     label: Annotated[int | None, typer.Option(help="Class, for class-conditional runs; all in turn if none.")] = None,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = 1.0,
     output: Annotated[Path | None, typer.Option(help="Folder; inside the run if none.")] = None,
-    batch: Batch = 256,
+    batch: BatchOption = 256,
     weights: WeightsOption = Weights.ema,
+    device: DeviceOption = None,
+    attention: AttentionOption = Backend.auto,
 ) -> None:
     """Draw samples: one PNG per seed, a grid, and samples.json. Repeat the command to go on after an interruption."""
     from latentsb.outputs import sample_folder
 
-    opened, experiment = load(run, weights)
+    opened, experiment = load(run, weights, device, attention)
     solver = solver_of(opened, settings)
-    with bar("sampling", n) as advance:
+    with bar("sampling", n) as advance, arguments():
         made = sample_folder(
             opened,
             experiment,
@@ -79,35 +94,35 @@ def sample(
         )
     for note in made.protocol.get("notes", []):
         typer.echo(f"note: {note}")
-    calls = made.protocol.get("calls")
-    typer.echo(f"{made.fresh} new samples ({n} asked, {calls} network calls each) in {made.path}")
+    typer.echo(f"{made.fresh} new samples ({n} asked, {calls(made.protocol['calls'])}) in {made.path}")
     typer.echo(f"picture: {made.path / 'grid.png'}")
-    suggest(f"latentsb evaluate {run}", f"latentsb report {run}")
+    suggest(run, "reconstruct" if can_encode(experiment) else "interpolate", *measures(experiment), "report")
 
 
 def reconstruct(
     run: RunPath,
     images: Files = None,
     n: Annotated[int, typer.Option("-n", "--number", min=1, help="Images of the run's data.")] = 256,
-    mode: Annotated[Mode, typer.Option(help="faithful: the mean, one call; perceptual: a draw.")] = Mode.faithful,
+    mode: ModeOption = Mode.faithful,
     seed: Seed = 0,
     weights: WeightsOption = Weights.ema,
+    device: DeviceOption = None,
+    attention: AttentionOption = Backend.auto,
 ) -> None:
     """Encode images to z and decode z alone; the autoencoder's own row stands beside."""
+    from latentsb.bridge import EncodingBridge
+    from latentsb.generate import require
     from latentsb.outputs import inputs_of, write_reconstruction
 
-    opened, experiment = load(run, weights)
-    content = write_reconstruction(opened, experiment, inputs_of(experiment, images or [], n, seed), mode, seed)
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", "MSE on [0, 1]", "PSNR (dB)", "SSIM", title=f"{content['images']} images, {mode}")
-    for name, figures in content["figures"].items():
-        shown = f"{figures['ssim']:.3f}" if "ssim" in figures else ""
-        table.add_row(name, f"{figures['mse']:.5f}", f"{figures['psnr']:.2f}", shown)
-    Console().print(table)
-    typer.echo(f"picture (originals, autoencoder alone, bridge): {content['picture']}")
-    suggest(f"latentsb interpolate {run}", f"latentsb report {run}")
+    opened, experiment = load(run, weights, device, attention)
+    require(experiment.bridge, EncodingBridge, "reconstruct")
+    with arguments():
+        inputs = inputs_of(experiment, images or [], n, seed)
+        with bar("reconstructing", len(inputs.names)) as advance:
+            made = write_reconstruction(opened, experiment, inputs, mode=mode.value, seed=seed, progress=advance)
+    show_similarity(made, mode)
+    typer.echo(f"picture (originals, autoencoder alone, bridge): {made['picture']}")
+    suggest(run, "interpolate", *measures(experiment), "report")
 
 
 def interpolate(
@@ -115,22 +130,28 @@ def interpolate(
     images: Files = None,
     n: Annotated[int, typer.Option("-n", "--number", min=1, help="Pairs of the run's data.")] = 6,
     frames: Annotated[int, typer.Option(min=2, help="Frames per pair, ends included.")] = 9,
-    mode: Annotated[Mode, typer.Option(help="How frames are decoded.")] = Mode.perceptual,
+    mode: ModeOption = Mode.perceptual,
     seed: Seed = 0,
     weights: WeightsOption = Weights.ema,
+    device: DeviceOption = None,
+    attention: AttentionOption = Backend.auto,
 ) -> None:
-    """Walk between pairs of images."""
+    """Walk between images 1 and 2, 3 and 4, and so on."""
     from latentsb.outputs import inputs_of, write_interpolation
 
     files = images or []
     if len(files) % 2:
-        raise DataError(f"interpolate walks between pairs: an even number of images is needed, got {len(files)}")
-    opened, experiment = load(run, weights)
-    inputs = inputs_of(experiment, files, 2 * n, seed)
-    content = write_interpolation(opened, experiment, inputs, frames, mode, seed)
-    typer.echo(f"{frames} frames per pair, mixed in {content['along']}, {content['calls']} network calls each")
-    typer.echo(f"picture: {content['picture']}")
-    suggest(f"latentsb report {run}")
+        raise RecipeError([Problem("", "IMAGE", f"found {len(files)}, expected pairs: an even number")])
+    opened, experiment = load(run, weights, device, attention)
+    with arguments():
+        inputs = inputs_of(experiment, files, 2 * n, seed)
+        with bar("interpolating", len(inputs.names) // 2) as advance:
+            made = write_interpolation(
+                opened, experiment, inputs, frames=frames, mode=mode.value, seed=seed, progress=advance
+            )
+    typer.echo(f"{frames} frames per pair, mixed in {made['along']}, {calls(made['calls'])}")
+    typer.echo(f"picture: {made['picture']}")
+    suggest(run, *measures(experiment), "report")
 
 
 def evaluate(
@@ -139,25 +160,20 @@ def evaluate(
     n: Annotated[int, typer.Option("-n", "--number", min=1, help="Samples.")] = 500,
     seed: Seed = 0,
     weights: WeightsOption = Weights.ema,
+    device: DeviceOption = None,
+    attention: AttentionOption = Backend.auto,
 ) -> None:
     """Measure samples, with floors and baselines beside each figure."""
-    from rich.console import Console
-    from rich.table import Table
-
     from latentsb.evaluate import evaluate as measure
 
-    opened, experiment = load(run, weights)
-    with bar("sampling", n) as advance:
-        measured = measure(opened, experiment, metrics.split(","), n, seed=seed, progress=advance)
+    opened, experiment = load(run, weights, device, attention)
+    words = [word.strip() for word in metrics.split(",") if word.strip()]
+    with bar("sampling", n) as advance, arguments():
+        measured = measure(opened, experiment, words, n, seed=seed, progress=advance)
     for name, figure in measured.items():
-        table = Table(name, "value", title=f"{run}, {n} samples")
-        table.add_row("samples", f"{figure.value:.3f}", style="bold")
-        for floor, value in figure.floors.items():
-            table.add_row(floor, f"{value:.3f}")
-        for detail, content in figure.details.items():
-            table.add_row(detail, str(content), style="dim")
-        Console().print(table)
-    suggest(f"latentsb report {run}")
+        show_figure(name, figure)
+    typer.echo(f"stored in {run / 'evaluations'}")
+    suggest(run, "report")
 
 
 def report(
@@ -171,41 +187,113 @@ def report(
     typer.echo(f"report: {write_report(Run.open(run), output)}")
 
 
-def load(path: Path, weights: Weights) -> tuple[Run, Experiment]:
-    """The run and its trained experiment."""
+def load(path: Path, weights: Weights, device: str | None, attention: Backend) -> tuple[Run, Experiment]:
+    """The run and its trained experiment.
+
+    Raises:
+        BackendError: if the device or the backend cannot run here.
+        CheckpointError: if there is no trained run.
+    """
+    import torch
+
+    from latentsb.errors import BackendError
+    from latentsb.networks.attention import check_backend, set_attention
     from latentsb.run import Run
 
     opened = Run.open(path)
-    return opened, opened.experiment(weights=str(weights))
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BackendError(f"the device '{device}' cannot be used here: {str(error).splitlines()[0]}") from error
+    experiment = opened.experiment(weights.value, device)
+    check_backend(attention.value, experiment.device, torch.float32)
+    for module in experiment.modules.values():
+        set_attention(module, attention.value)
+    return opened, experiment
+
+
+def can_encode(experiment: Experiment) -> bool:
+    """Whether `reconstruct` works on it."""
+    from latentsb.bridge import EncodingBridge
+
+    return isinstance(experiment.bridge, EncodingBridge)
 
 
 def solver_of(run: Run, settings: list[str] | None) -> Any:
     """The run's solver with settings changed, or None where none are."""
-    from latentsb.errors import Problem
     from latentsb.recipe import Recipe
 
     if not settings:
         return None
-    wrong = [s for s in settings if not s.startswith("solver.")]
+    wrong = [s for s in settings if not s.startswith(("solver.", "solver="))]
     if wrong:
         raise RecipeError(
-            [Problem(f"override '{s}'", "", "only solver.… can be changed on a trained run") for s in wrong]
+            [Problem(f"override '{s}'", "", "a trained run can change solver.KEY=VALUE only") for s in wrong]
         )
     return Recipe.load(run.path / "resolved.yaml", overrides=tuple(settings)).solver.build()
+
+
+def show_similarity(content: Mapping[str, Any], mode: Mode) -> None:
+    """Print how like the originals the reconstructions are."""
+    from latentsb.cli.console import console, table
+
+    images = any("ssim" in figures for figures in content["figures"].values())
+    columns = ("MSE on [0, 1]", "PSNR (dB)", "SSIM") if images else ("MSE",)
+    shown = table(f"{content['images']} samples, {mode}, {calls(content['calls'])}", "", *columns)
+    for name, figures in content["figures"].items():
+        cells = [f"{figures['mse']:.5f}"]
+        if images:
+            cells += ["equal" if figures["psnr"] is None else f"{figures['psnr']:.2f}", f"{figures['ssim']:.3f}"]
+        shown.add_row(name, *cells)
+    console().print(shown)
+
+
+def show_figure(name: str, figure: Measured) -> None:
+    """Print a figure with its floors and details."""
+    from latentsb.cli.console import console, table
+
+    shown = table("", name, "value")
+    shown.add_row("samples", f"{figure.value:.3f}", style="bold")
+    for floor, value in figure.floors.items():
+        shown.add_row(floor, f"{value:.3f}")
+    for detail, content in figure.details.items():
+        told = ", ".join(f"{k}: {v}" for k, v in content.items()) if isinstance(content, Mapping) else content
+        shown.add_row(detail.replace("_", " "), f"{told:.3f}" if isinstance(told, float) else str(told), style="dim")
+    console().print(shown)
+
+
+@contextmanager
+def arguments() -> Iterator[None]:
+    """Tell a wrong argument as a mistake on the command line."""
+    try:
+        yield
+    except ArgumentError as error:
+        message = str(error).removeprefix(f"{error.name}: ")
+        raise RecipeError([Problem("", f"--{error.name}", message)]) from error
 
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error; what is called with the number just finished."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from latentsb.cli.console import progress
 
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda done: progress.advance(task, done)
+    shown = progress()
+    shown.disable = not sys.stderr.isatty()
+    with shown:
+        task = shown.add_task(title, total=total)
+        yield lambda done: shown.advance(task, done)
 
 
-def suggest(*commands: str) -> None:
+def measures(experiment: Experiment) -> tuple[str, ...]:
+    """`evaluate`, where its default metric can be computed."""
+    return ("evaluate",) if "label" in experiment.source.cond else ()
+
+
+def suggest(run: Path, *commands: str) -> None:
     """Print the next useful commands."""
-    typer.echo("next: " + "\n      ".join(commands))
+    typer.echo("next: " + "\n      ".join(f"latentsb {command} {run}" for command in commands))
+
+
+def calls(n: int) -> str:
+    """`1 network call each`."""
+    return f"{n} network call{'s' if n != 1 else ''} each"

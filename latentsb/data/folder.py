@@ -169,6 +169,10 @@ class Folder(Source):
         except UnreadableError as error:
             raise DataError(f"{path}: {error}") from error
 
+    def image_rule(self) -> PixelRule:
+        """That of the folder."""
+        return self.rule
+
     def fingerprint(self) -> dict[str, Any]:
         """Files by path, size and time, and what they become."""
         return {

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from latentsb.data.pixels import PixelRule
 from latentsb.data.source import SOURCES, Items, Source
 from latentsb.errors import ArgumentError, DataError
 from latentsb.randomness import Draws
@@ -43,6 +44,10 @@ class TwoSided(Source):
     def draw_x1(self, index: np.ndarray, variant: np.ndarray | None, draws: Draws) -> Tensor:
         """Read the other end alone."""
         return self.far.draw(index, variant, draws).x0
+
+    def image_rule(self) -> PixelRule:
+        """That of the data end."""
+        return self.near.image_rule()
 
     def fingerprint(self) -> dict[str, Any]:
         """Those of both sources."""

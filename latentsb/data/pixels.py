@@ -51,7 +51,7 @@ class PixelRule:
     width: int
     channels: int
     fit: Fit
-    max_pixels: int
+    max_pixels: int = 64_000_000
 
     def read(self, path: Path) -> np.ndarray:
         """Decode one file.

@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, final
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from latentsb.data.pixels import PixelRule, UnreadableError
 from latentsb.errors import DataError
 from latentsb.laws import Law
 from latentsb.randomness import Draws
@@ -96,6 +99,37 @@ class Source(ABC):
         if found is None:
             raise DataError(f"the data '{type(self).__name__}' have no x1")
         return found
+
+    def image_rule(self) -> PixelRule:
+        """What an image file becomes that is opened beside the data; `open` reads by it.
+
+        By default images of another size are cut to their largest centred part of the right proportions and resized
+        by a cubic kernel, and bytes become [-1, 1]; sources that read files have their own rule.
+
+        Raises:
+            DataError: if samples are no images of 1, 3 or 4 channels.
+        """
+        if len(self.spec.shape) != 3 or self.spec.channels not in (1, 3, 4):
+            raise DataError(f"image files are no samples of these data, whose shape is {self.spec.shape}")
+        channels, height, width = self.spec.shape
+        return PixelRule(height, width, channels, "crop")
+
+    @final
+    def open(self, path: Path) -> Tensor:
+        """Read an image file as a sample, shape `spec.shape`, in [-1, 1].
+
+        Args:
+            path: of a file that need not belong to the data.
+
+        Raises:
+            DataError: if it cannot be read; names the path and the reason.
+        """
+        if not Path(path).is_file():
+            raise DataError(f"{path}: there is no such file")
+        try:
+            return torch.from_numpy(self.image_rule().read(Path(path)))
+        except UnreadableError as error:
+            raise DataError(f"{path}: {error}") from error
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:

@@ -49,6 +49,16 @@ class Measured:
 class Metric(ABC):
     """A figure of generated samples; a frozen dataclass of its settings."""
 
+    def require(self, *, labels: bool) -> None:
+        """Say before samples are drawn what `measure` would miss; by default nothing.
+
+        Args:
+            labels: whether the data has labels.
+
+        Raises:
+            CapabilityError: if the metric needs what the data lacks.
+        """
+
     @abstractmethod
     def measure(self, subject: Subject) -> Measured:
         """Measure samples.

@@ -36,12 +36,17 @@ class Recognised(Metric):
     seed: int = 0
     drawn: Count = 2000
 
+    def require(self, *, labels: bool) -> None:
+        """Labels are needed."""
+        if not labels:
+            raise CapabilityError("the metric 'recognised' needs labelled data; these data have no labels")
+
     def measure(self, subject: Subject) -> Measured:
         """Measure samples; the value is in [0, 1]."""
         from sklearn.linear_model import LogisticRegression
 
-        if subject.labels is None:
-            raise CapabilityError("the metric 'recognised' needs labelled data; this data has no labels")
+        self.require(labels=subject.labels is not None)
+        assert subject.labels is not None
         rng = numpy_generator(self.seed, "recognised")
         real = subject.real.flatten(1).double().numpy()
         labels = subject.labels.numpy()

@@ -1,0 +1,222 @@
+"""The commands on runs, as a user gives them: what they print, what they leave, and how they refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from latentsb.cli import main
+from latentsb.experiment import build
+from latentsb.pictures import save_image
+from latentsb.recipe import Recipe
+from latentsb.run import Run
+from latentsb.trainer import Trainer
+
+NETWORK = "network: {name: mlp, width: 16, depth: 1}"
+TRAIN = "train: {images: 128, batch: 64, preview_every: 1000000, save_every: 1000000}"
+RECIPES = {
+    "coded": f"""
+data: digits
+bridge:
+  name: dbae
+  z_dim: 4
+  {NETWORK}
+  encoder: {{name: dense, width: 16, depth: 1}}
+  decoder: {{name: dense, width: 16, depth: 1}}
+solver: {{name: dpmpp, steps: 3}}
+{TRAIN}
+""",
+    "classes": f"""
+data: digits
+conditions: [label]
+bridge: {{name: flow, {NETWORK}}}
+solver: {{name: heun, steps: 2}}
+{TRAIN}
+""",
+    "points": f"""
+data: {{name: gaussian, n: 200}}
+bridge: {{name: flow, {NETWORK}}}
+solver: {{name: heun, steps: 2}}
+{TRAIN}
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with a trained run of each recipe."""
+    folder = tmp_path_factory.mktemp("project")
+    for name, text in RECIPES.items():
+        recipe = Recipe.parse(text, (), label=name)
+        run = Run.create(recipe, folder / "runs" / name)
+        Trainer(run, build(recipe), device="cpu").fit()
+        run.close()
+    return folder
+
+
+@pytest.fixture
+def command(runs, capsys, monkeypatch):
+    """Give a command in that folder; exit code, standard output, standard error."""
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def give(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return give
+
+
+def test_sample_again_and_more(command, runs):
+    code, out, _ = command("sample", "runs/coded", "-n", "5")
+    assert code == 0
+    assert "note: z is drawn from the Gaussian fitted to 1797 encodings" in out
+    assert "5 new samples (5 asked, 3 network calls each) in runs/coded/samples/step-000000002" in out
+    folder = runs / "runs/coded/samples/step-000000002"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        *(f"00000{i}.png" for i in range(5)),
+        "grid.png",
+        "samples.json",
+    ]
+    assert "0 new samples (5 asked" in command("sample", "runs/coded", "-n", "5")[1]
+    code, out, _ = command("sample", "runs/coded", "-n", "7")
+    assert "2 new samples (7 asked" in out
+    followed = [line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("next:")]
+    assert followed == ["latentsb reconstruct runs/coded"]
+
+
+def test_reconstruct_prints_a_row_for_the_autoencoder_and_a_floor(command, runs):
+    code, out, _ = command("reconstruct", "runs/coded", "-n", "20")
+    assert code == 0
+    assert "20 samples, faithful, 1 network call each" in out
+    for row in (r"autoencoder alone +0\.00000 +equal +1\.000", r"bridge +0\.\d{5} +\d+\.\d\d", r"mean image \(floor\)"):
+        assert re.search(row, out), row
+    stored = json.loads((runs / "runs/coded/reconstructions/step-000000002-faithful.json").read_text())
+    assert f"{stored['figures']['bridge']['mse']:.5f}" in out
+    _, out, _ = command("reconstruct", "runs/coded", "-n", "20", "--mode", "perceptual")
+    assert "20 samples, perceptual, 3 network calls each" in out
+
+
+def test_files_of_ones_own(command, runs):
+    for name in ("a", "b"):
+        save_image(
+            torch.rand(3, 20, 12, generator=torch.Generator().manual_seed(ord(name))) * 2 - 1, runs / f"{name}.png"
+        )
+    code, out, _ = command("reconstruct", "runs/coded", "a.png", "b.png")
+    assert code == 0
+    assert "2 samples, faithful" in out
+    assert command("interpolate", "runs/coded", "a.png", "b.png", "--frames", "3")[0] == 0
+    stored = json.loads((runs / "runs/coded/interpolations/step-000000002-perceptual.json").read_text())
+    assert stored["inputs"] == ["a.png", "b.png"]
+    assert stored["frames"] == 3
+
+
+def test_interpolate_names_the_space(command, runs):
+    assert "9 frames per pair, mixed in z, 3 network calls each" in command("interpolate", "runs/coded", "-n", "2")[1]
+    code, out, _ = command("interpolate", "runs/classes", "-n", "2")
+    assert code == 0
+    assert "mixed in x1" in out
+    assert (runs / "runs/classes/interpolations/step-000000002-x1.png").exists()
+
+
+def test_labels_guidance_and_another_solver(command, runs):
+    _, out, _ = command("sample", "runs/classes", "-n", "3", "--label", "7", "--guidance", "2")
+    assert "3 new samples (3 asked, 6 network calls each)" in out
+    _, out, _ = command("sample", "runs/classes", "-n", "3", "solver.steps=4")
+    assert "3 new samples (3 asked, 7 network calls each)" in out
+    assert command("sample", "runs/points", "-n", "3")[0] == 0
+    assert (runs / "runs/points/samples/step-000000002/samples.npz").exists()
+
+
+def test_evaluate_and_report(command, runs):
+    code, out, _ = command("evaluate", "runs/coded", "-n", "30")
+    assert code == 0
+    stored = json.loads((runs / "runs/coded/evaluations/step-000000002-recognised.json").read_text())
+    for name, value in stored["floors"].items():
+        assert re.search(rf"{name} +{value:.3f}", out)
+    assert re.search(rf"samples +{stored['value']:.3f}", out)
+    code, out, _ = command("report", "runs/coded")
+    assert (code, out) == (0, "report: runs/coded/report.html\n")
+    assert "recognised" in (runs / "runs/coded/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (
+            ["sample", "runs/none"],
+            5,
+            r"runs/none is no run: it has no resolved.yaml. Runs there: classes, coded, points",
+        ),
+        (["report", "runs/none"], 5, r"runs/none is no run"),
+        (["reconstruct", "runs/coded", "none.png"], 3, r"none.png: there is no such file"),
+        (
+            ["reconstruct", "runs/points"],
+            7,
+            r"needs an EncodingBridge; 'flow' is not one. These are: .*dbae",
+        ),
+        (["reconstruct", "runs/coded", "-n", "1798"], 2, r"--number: found 1798, expected at most 1797"),
+        (["interpolate", "runs/coded", "a.png"], 2, r"IMAGE: found 1, expected pairs: an even number"),
+        (["interpolate", "runs/points", "pyproject", "toml"], 3, r"pyproject: there is no such file"),
+        (["sample", "runs/classes", "--label", "10"], 2, r"--label: found 10, expected 0 to 9"),
+        (["sample", "runs/coded", "--label", "1"], 7, r"label: this bridge was trained without labels"),
+        (["sample", "runs/coded", "--guidance", "2"], 7, r"guidance needs one of the conditions label, attributes"),
+        (["sample", "runs/coded", "bridge.z_dim=3"], 2, r"override 'bridge.z_dim=3': a trained run can change solver"),
+        (["sample", "runs/coded", "solver.stepz=3"], 2, r"override 'solver.stepz=3'.*Did you mean 'steps'"),
+        (["evaluate", "runs/coded", "--metrics", "recognized"], 2, r"Did you mean 'recognised'"),
+        (["evaluate", "runs/points"], 7, r"needs labelled data"),
+        (["sample", "runs/coded", "--attention", "xformers"], 9, r"xformers"),
+        (["sample", "runs/coded", "--device", "cuda"], 9, r"the device 'cuda' cannot be used here"),
+        (["sample", "runs/coded", "--device", "nonsense"], 9, r"the device 'nonsense' cannot be used here"),
+        (["sample", "runs/coded", "--output", "other", "--seed", "1", "-n", "2", "--weights", "model"], 0, r"^$"),
+        (
+            ["sample", "runs/coded", "--output", "other", "-n", "2"],
+            3,
+            r"protocol: weights was 'model', now 'ema'",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(command, arguments, code, told):
+    left, _, err = command(*arguments)
+    lines = [line for line in err.splitlines() if "problem; nothing was started" not in line]
+    assert left == code, err
+    assert re.search(told, err), err
+    assert len(lines) == (1 if code else 0), err
+
+
+def test_help_of_every_command_leaves_torch_alone(runs):
+    code = (
+        "import sys\nfrom latentsb.cli import main\n"
+        "for name in ('sample', 'reconstruct', 'interpolate', 'evaluate', 'report'):\n"
+        "    try: main([name, '--help'])\n"
+        "    except SystemExit as left: assert not left.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=runs, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_sample_goes_on(runs):
+    command = [sys.executable, "-m", "latentsb", "sample", "runs/coded", "-n", "4000", "--batch", "50", "--output", "k"]
+    process = subprocess.Popen(command, cwd=runs, stdout=subprocess.DEVNULL)
+    while len(list((runs / "k").glob("0*.png"))) < 200:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    held = len(list((runs / "k").glob("0*.png")))
+    assert held < 4000
+    done = subprocess.run(command, cwd=runs, capture_output=True, text=True, check=True)
+    assert f"{4000 - held} new samples (4000 asked" in done.stdout
+    assert len(list((runs / "k").glob("0*.png"))) == 4000
