@@ -48,13 +48,14 @@ class Known(KL):
         return Moments(mean, torch.full_like(mean, 1e-20 if self.exact else 0.5))
 
     def raw_decode(self, raw: Tensor) -> Tensor:
-        return raw.mean((1, 2, 3))[:, None, None, None].expand(-1, *self.images.shape)
+        return self.gain * raw.mean((1, 2, 3))[:, None, None, None].expand(-1, *self.images.shape)
 
-    exact = True
+    exact, gain = True, 1.0
 
 
 def test_loss_is_absolute_error_and_weighted_divergence() -> None:
-    codec = Known(IMAGES, **SMALL, kl_weight=0.1)
+    codec = Known(IMAGES, **SMALL, kl_weight=0.1, latent_channels=2)
+    assert (codec.images.numel, codec.latent.numel) == (64, 32)
     x = Digits().samples[:6]
     found = codec.loss(Batch(torch.arange(6), x0=x), Draws.step(0, "loss", 0, range(6)))
     flat = x.mean((1, 2, 3), keepdim=True).expand_as(x)
@@ -63,12 +64,18 @@ def test_loss_is_absolute_error_and_weighted_divergence() -> None:
     torch.testing.assert_close(found.total, l1 + 0.1 * found.terms["kl"] / 64)
     torch.testing.assert_close(found.terms["psnr"], psnr(flat, x))
     torch.testing.assert_close(found.terms["ssim"], ssim(flat, x))
-    codec.exact = False
-    noisy = codec.loss(Batch(torch.arange(6), x0=x), Draws.step(0, "loss", 0, range(6)))
+    codec.gain = 30.0
+    bright = codec.loss(Batch(torch.arange(6), x0=x), Draws.step(0, "loss", 0, range(6)))
+    torch.testing.assert_close(bright.terms["l1"], (x - 30 * flat).abs().mean((1, 2, 3)))
+    torch.testing.assert_close(bright.terms["psnr"], psnr((30 * flat).clamp(-1, 1), x), msg="as shown, not as decoded")
+    codec.exact, codec.gain = False, 1.0
+    draws = Draws.step(0, "loss", 0, range(6))
+    noisy = codec.loss(Batch(torch.arange(6), x0=x), draws)
     mean, numbers = x.mean((1, 2, 3)), codec.latent.numel
     truth = 0.5 * numbers * (mean**2 + 0.25 - 1 - torch.tensor(0.25).log())
     torch.testing.assert_close(noisy.terms["kl"], truth)
-    assert not torch.allclose(noisy.terms["l1"], l1, atol=1e-4)
+    noise = 0.5 * draws.normal("posterior", torch.empty(6, *codec.latent.shape)).mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(noisy.terms["l1"], (x - flat - noise).abs().mean((1, 2, 3)))
 
 
 def test_loss_belongs_to_rows_and_counts_both_ends() -> None:

@@ -316,6 +316,9 @@ def test_wrong_arguments_are_told_by_name(gauss):
         Flow(Ends(Spec((2,)), two_sided=True), network=gauss.FlowOptimum, times=LogNormalSigma())
     with pytest.raises(ArgumentError, match="reference"):
         Score(ENDS, network=gauss.ScoreOptimum, reference=VP())
+    with pytest.raises(ArgumentError, match="at least 100"):
+        Score(ENDS, network=gauss.ScoreOptimum, reference=VE(sigma_max=9.99))
+    assert Score(ENDS, network=gauss.ScoreOptimum, reference=VE(sigma_max=10.0)).reference.total == 100.0
     with pytest.raises(ArgumentError, match="reference"):
         exact_dbae(gauss, reference=Brownian(sigma=0.0))
     with pytest.raises(ArgumentError, match="encodes_images"):

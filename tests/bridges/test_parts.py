@@ -187,6 +187,18 @@ def test_start_takes_the_code_from_the_condition_then_the_data_then_the_prior(ga
     torch.testing.assert_close(towards_x1.cond["x1"], coded.x)
 
 
+def test_prior_is_fitted_to_codes_without_dropout(gauss):
+    """Layers that drop in training are still while the prior is fitted, and drop again afterwards."""
+    bridge, x0 = autoencoder(gauss), gauss.data(50)
+    still = bridge.encode(x0)["z"]
+    bridge.encoder.register_forward_hook(lambda layer, given, out: torch.zeros_like(out) if layer.training else None)
+    bridge.train()
+    bridge.fit(lambda: [gauss.batch(x0)])
+    torch.testing.assert_close(bridge.codes.mean, still.mean(0))
+    assert bridge.training
+    assert bridge.encoder.training
+
+
 def test_start_codes_data_without_noise(gauss):
     """What stands for data is the mean of its code, though training draws the code."""
     bridge, x0 = autoencoder(gauss, stochastic=True), gauss.data(6)
