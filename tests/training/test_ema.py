@@ -62,7 +62,8 @@ def test_the_first_weights_leave_no_trace():
 
 
 def test_warming_up_ends_where_the_half_life_is_reached():
-    average = HalfLife(images=1000, ramp=0.05)
+    average = HalfLife(images=1000)
+    assert average.ramp == 0.05, "EDM's"
     assert average.decay(20_000, 1000) == pytest.approx(0.5, rel=1e-12)
     assert average.decay(40_000, 500) == pytest.approx(0.5**0.5, rel=1e-12)
     # Before, the half-life is a twentieth of the images seen: d ln(decay) / d seen = -ln 2 / (0.05 seen).
