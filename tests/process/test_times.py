@@ -24,6 +24,7 @@ from latentsb.process.times import (
     Plain,
     Uniform,
     Unit,
+    time_of_sigma,
 )
 from latentsb.randomness import Draws
 
@@ -116,6 +117,14 @@ def test_a_law_outside_the_span_is_refused():
         LogNormalSigma(mean=30.0, std=0.1).quantile(U, Span(VP(), t_max=0.9))
     with pytest.raises(ArgumentError, match="no share in the span"):
         LogitNormal(mean=-40.0).quantile(U, Plainest())
+
+
+def test_levels_beyond_the_span_have_its_ends(span):
+    """Exactly at the top, where t = 1 means that a state needs no start; at the bottom to 2^-60."""
+    span.t_max = 0.9
+    low, high = time_of_sigma(span, torch.tensor([0.0, torch.inf], dtype=torch.float64)).tolist()
+    assert low == pytest.approx(1e-4, abs=1e-17)
+    assert high == 0.9
 
 
 def test_levels_need_a_denoising_bridge():
