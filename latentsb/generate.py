@@ -186,15 +186,12 @@ def interpolate(
         raise ArgumentError("frames", f"found {frames}, expected at least the 2 ends")
     check_shape(experiment, images)
     cond = complete(cond or Condition(), experiment.bridge, len(images))
+    travelling = walker(experiment.bridge, mode, solver or experiment.solver)
     walks = []
     for pairs in blocks(len(images) // 2, max(1, batch // frames)):
         rows = slice(2 * pairs.start, 2 * pairs.stop)
         seeds = range(seed + pairs.start, seed + pairs.stop)
-        walks.append(
-            walk(
-                experiment, images[rows], cond.select(rows), frames, seeds, decoding(mode, solver or experiment.solver)
-            )
-        )
+        walks.append(walk(experiment, images[rows], cond.select(rows), frames, seeds, travelling))
         if progress is not None:
             progress(len(seeds))
     shown = torch.cat([found for found, _ in walks])
@@ -203,7 +200,7 @@ def interpolate(
 
 
 def walk(
-    experiment: Experiment, images: Tensor, cond: Condition, frames: int, seeds: Sequence[int], decoder: Solver
+    experiment: Experiment, images: Tensor, cond: Condition, frames: int, seeds: Sequence[int], solver: Solver
 ) -> tuple[Tensor, int]:
     """Frames of some pairs, shape (P, K, …), and calls per frame."""
     images, cond = images.to(experiment.device), cond.to(experiment.device)
@@ -215,15 +212,14 @@ def walk(
     if isinstance(bridge, EncodingBridge):
         z = bridge.encode(latents, None, images)["z"]
         mixed = torch.lerp(z[0::2, None], z[1::2, None], weights[None, :, None]).flatten(0, 1)
-        solved = decoder.run(bridge, endpoint(bridge, kept.with_(z=mixed), draws.fork("start")), draws.fork("solve"))
+        solved = solver.run(bridge, endpoint(bridge, kept.with_(z=mixed), draws.fork("start")), draws.fork("solve"))
         calls = solved.calls
     else:
-        ode: Solver = SOLVERS["heun"]()
         ends = Draws.seeds([s for s in seeds for _ in range(2)])
         data = Batch(torch.arange(len(images)), x0=latents, cond=cond)
-        there = ode.run(bridge, bridge.start(data, ends.fork("start"), "x1"), ends.fork("solve"), "x1")
+        there = solver.run(bridge, bridge.start(data, ends.fork("start"), "x1"), ends.fork("solve"), "x1")
         mixed = slerp(there.x[0::2, None], there.x[1::2, None], weights).flatten(0, 1)
-        solved = ode.run(bridge, State(mixed, there.state.t, kept), draws.fork("solve"), "x0")
+        solved = solver.run(bridge, State(mixed, there.state.t, kept), draws.fork("solve"), "x0")
         calls = there.calls + solved.calls
     made = experiment.autoencoder.decode(solved.x).cpu()
     return made.reshape(-1, frames, *made.shape[1:]), calls
@@ -282,6 +278,11 @@ def decoding(mode: Mode, solver: Solver) -> Solver:
     if mode not in ("faithful", "perceptual"):
         raise ArgumentError("mode", f"found '{mode}', expected 'faithful' or 'perceptual'")
     return SOLVERS["denoise"]() if mode == "faithful" else solver
+
+
+def walker(bridge: Bridge, mode: Mode, solver: Solver) -> Solver:
+    """The solver of an interpolation: of the decoding where there are codes, else of the ODE both ways."""
+    return decoding(mode, solver) if isinstance(bridge, EncodingBridge) else SOLVERS["heun"]()
 
 
 def endpoint(bridge: EncodingBridge, cond: Condition, draws: Draws) -> State:

@@ -20,7 +20,7 @@ from latentsb.autoencoder import Autoencoder
 from latentsb.disk import disk_error, write_text
 from latentsb.errors import ArgumentError, DataError
 from latentsb.experiment import Experiment
-from latentsb.generate import ROWS, Mode, interpolate, labels_of, reconstruct, sample
+from latentsb.generate import ROWS, Mode, decoding, interpolate, labels_of, reconstruct, sample, walker
 from latentsb.metrics.similarity import mse, psnr, ssim
 from latentsb.pictures import from_uint8, save_image, show
 from latentsb.randomness import numpy_generator
@@ -310,7 +310,7 @@ def write_reconstruction(
     mean_image = made.originals.mean(0, keepdim=True).expand_as(made.originals)
     rows = {"autoencoder alone": made.autoencoder, "bridge": made.bridge, "mean image (floor)": mean_image}
     figures = {name: similarity(made.originals, row) for name, row in rows.items()}
-    solver = describe(experiment.solver) if mode == "perceptual" else {"name": "denoise"}
+    solver = describe(decoding(mode, experiment.solver))
     facts = protocol(run, experiment, mode=mode, seed=seed, solver=solver, calls=made.calls)
     facts |= {"images": len(made), "inputs": inputs.names, "figures": figures}
     folder = run.path / "reconstructions"
@@ -357,6 +357,7 @@ def write_interpolation(
     stem = folder / f"step-{experiment.step:09d}-{mode if made.along == 'z' else made.along}"
     made.save(stem.with_suffix(".png"))
     facts = protocol(run, experiment, along=made.along, mode=mode if made.along == "z" else None, seed=seed)
-    facts |= {"frames": frames, "calls": made.calls, "inputs": inputs.names}
+    facts |= {"solver": describe(walker(experiment.bridge, mode, experiment.solver)), "frames": frames}
+    facts |= {"calls": made.calls, "inputs": inputs.names}
     write_json(stem.with_suffix(".json"), facts)
     return facts | {"picture": stem.with_suffix(".png")}

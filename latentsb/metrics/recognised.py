@@ -68,7 +68,7 @@ class Recognised(Metric):
             {"real, held out": share(real[held]), "Gaussian of the pixels": share(gaussian), "noise": share(noise)},
             {"classifier": "logistic regression on pixels, C = 1", "fitted_on": len(seen), **vars(self)},
             {
-                "samples": len(samples),
+                "count": len(samples),
                 "classes": sum(n > 0 for n in counts.values()),
                 "of_classes": len(counts),
                 "per_class": counts,
