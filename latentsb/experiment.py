@@ -135,17 +135,11 @@ def build(recipe: Recipe, *, weights: bool = True) -> Experiment:
 def _conditions(recipe: Recipe, source: Source) -> dict[str, Spec]:
     """Shapes of the conditions that the recipe gives to the bridge."""
     known = source.cond
-    problems = [
-        Problem(
-            "",
-            "conditions",
-            f"the data '{recipe.data.name}' has no '{name}'.{nearest(name, known)} It has: {', '.join(known) or 'none'}",
-        )
-        for name in recipe.conditions
-        if name not in known
-    ]
-    if problems:
-        raise RecipeError(problems)
+    has = f"It has: {', '.join(known) or 'none'}"
+    missing = [name for name in recipe.conditions if name not in known]
+    told = [f"the data '{recipe.data.name}' has no '{name}'.{nearest(name, known)} {has}" for name in missing]
+    if told:
+        raise RecipeError(Problem("", "conditions", message) for message in told)
     return {name: known[name] for name in recipe.conditions}
 
 

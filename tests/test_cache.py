@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -259,13 +261,8 @@ def files(path: Path) -> dict[str, bytes]:
 
 def test_a_killed_build_leaves_nothing_that_looks_valid(tmp_path: Path) -> None:
     data = source()
-    child = os.fork()
-    if child == 0:
-        data.__class__ = Killed
-        LatentCache.open_or_build(tmp_path / "c", data, codec(data), batch=8)
-        os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    child = subprocess.run([sys.executable, __file__, str(tmp_path / "c")], check=False)
+    assert child.returncode == -signal.SIGKILL
     assert not (tmp_path / "c").exists()
     assert (tmp_path / ".c.building").exists()
     built(tmp_path / "c", data, codec(data))
@@ -343,3 +340,9 @@ def test_shards_are_cut_and_read_by_rows(tmp_path: Path, count: int) -> None:
     assert found.dtype == kind
     np.testing.assert_array_equal(found, rows[index])
     np.testing.assert_array_equal(np.load(tmp_path / "a-00000.npy"), rows[:4])
+
+
+if __name__ == "__main__":  # the process that a test above kills
+    victim = source()
+    victim.__class__ = Killed
+    LatentCache.open_or_build(Path(sys.argv[1]), victim, codec(victim), batch=8)

@@ -198,7 +198,7 @@ def test_list_recipes_shows_every_shipped_recipe_with_a_line(run):
     code, out, _ = run("list", "recipes")
     assert code == 0
     for name in shipped():
-        assert re.search(rf"^ ?{name} +\w+ \w+", out, re.MULTILINE), name
+        assert re.search(rf"^ ?{name} +\S+ \S+", out, re.MULTILINE), name
     assert run("list", "runs")[0] == 0
 
 
