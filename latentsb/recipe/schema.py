@@ -103,7 +103,10 @@ def _key(key: Key) -> Schema:
         return schema
     slots = [slot for member in members(key.annotation) if (slot := slot_of(member)) is not None]
     value = part_of(key.default, *slots[0]) if slots and key.default is not None else key.default
-    return {**schema, "default": plain(value)}
+    try:
+        return {**schema, "default": plain(value)}
+    except TypeError:  # a third party's default that no recipe can hold; the binder tells whoever uses that part
+        return schema
 
 
 def _annotation(annotation: Any) -> Schema:

@@ -393,5 +393,5 @@ def test_impossible_arguments_are_named(cls, field, value):
 
 
 def test_words():
-    assert REFERENCES.names() == ["brownian", "ou", "varying", "ve", "vp"]
+    assert {"brownian", "ou", "varying", "ve", "vp"} <= set(REFERENCES.names())
     assert REFERENCES["vp"] is VP
