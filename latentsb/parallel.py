@@ -15,7 +15,7 @@ from torch import Tensor
 
 from latentsb.errors import Error
 
-__all__ = ["agree", "barrier", "broadcast", "collect", "first", "is_main", "rank", "rows", "sum_flat", "world"]
+__all__ = ["agree", "barrier", "broadcast", "collect", "first", "is_main", "leave", "rank", "rows", "sum_flat", "world"]
 
 T = TypeVar("T")
 
@@ -43,6 +43,12 @@ def barrier() -> None:
     """Wait until every process is here."""
     if world() > 1:
         dist.barrier()
+
+
+def leave() -> None:
+    """Part from the other processes; what keeps the group until the interpreter ends may abort there."""
+    if _on():
+        dist.destroy_process_group()
 
 
 def rows(batch: int, rank: int, world: int) -> range:

@@ -54,13 +54,17 @@ def train(
     device = start_processes()
     level = logging.INFO if parallel.is_main() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s")
-    opened = Run.create(bound, path)
+    main = parallel.is_main()
     try:
-        experiment = build(bound)
-        outcome = Trainer(opened, experiment, device).fit()
+        opened = Run.create(bound, path)
+        try:
+            experiment = build(bound)
+            outcome = Trainer(opened, experiment, device).fit()
+        finally:
+            opened.close()
     finally:
-        opened.close()
-    if parallel.is_main() and outcome.reason is None:
+        parallel.leave()
+    if main and outcome.reason is None:
         typer.echo(ending(opened, experiment))
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)

@@ -86,7 +86,9 @@ class ScalarReference(Reference):
         def both(time: Tensor) -> tuple[Tensor, Tensor]:
             return self.alpha(time).log(), self.clock(time)
 
-        f, rate = torch.func.jvp(both, (t,), (torch.ones_like(t),))[1]
+        with torch.inference_mode(False):  # there torch 2.11 returns zero derivatives without a word
+            t = t.clone()
+            f, rate = torch.func.jvp(both, (t,), (torch.ones_like(t),))[1]
         return f, rate
 
     def progress(self, t: Tensor) -> Tensor:

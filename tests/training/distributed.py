@@ -33,6 +33,7 @@ def main():
     except Error as error:
         told = str(error)
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(told))
+    parallel.leave()
 
 
 if __name__ == "__main__":
