@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,14 @@ from latentsb.randomness import Draws
 from latentsb.shards import Shards, damaged
 
 __all__ = ["LatentCache", "Normalised"]
+
+log = logging.getLogger(__name__)
+
+LARGE = 4_000_000_000
+"""Bytes of a cache beyond which a line says that its checksums are being compared."""
+CHECKSUM = re.compile("[0-9a-f]{64}")
+TOLD = 5
+"""Damaged files that a message names."""
 
 
 class Normalised(Source):
@@ -78,18 +88,25 @@ class LatentCache(Source):
         source: whose samples were encoded.
         autoencoder: that encoded them. If its normaliser is not fitted yet, it is, to the cache's statistics.
         sample: draw posterior samples.
+        verify: read every byte and compare checksums first, at the disk's speed: what a disk has damaged must not be
+            trained on.
 
     Raises:
-        CacheError: if there is no whole cache, or it was made of something else; names the field and both values.
+        CacheError: if there is no whole cache, a file of it is damaged (named), or it was made of something else;
+            names the field and both values.
     """
 
-    def __init__(self, path: Path, source: Source, autoencoder: Autoencoder, *, sample: bool = False) -> None:
+    def __init__(
+        self, path: Path, source: Source, autoencoder: Autoencoder, *, sample: bool = False, verify: bool = True
+    ) -> None:
         self.path, self.sample = path, sample
         self.manifest = _manifest(path)
         _compare(path, self.manifest["made_of"], made_of(source, autoencoder, sample))
         self.spec, self.cond = autoencoder.latent, source.cond
         self.variants, self.two_sided, self.paired = source.variants, source.two_sided, source.paired
         self.counts: dict[str, int] = self.manifest["counts"]
+        if verify:
+            self.verify()
         if not bool(autoencoder.fitted):
             autoencoder.use_statistics(Statistics.from_json(self.manifest["statistics"]))
         self.shift, self.scale = autoencoder.shift.cpu().clone(), autoencoder.scale.cpu().clone()
@@ -128,6 +145,7 @@ class LatentCache(Source):
         *,
         sample: bool = False,
         batch: int = 64,
+        verify: bool = True,
     ) -> Source:
         """The latents of a source: from the cache at `path`, which is built where there is none.
 
@@ -141,9 +159,10 @@ class LatentCache(Source):
             progress: called with images encoded and images in all.
             sample: keep the posterior's standard deviation and draw samples.
             batch: images encoded at once.
+            verify: compare the checksums of a cache that is there; one that was just built is not read again.
 
         Raises:
-            CacheError: if a cache is there that was made of something else.
+            CacheError: if a cache is there that was made of something else, or is damaged.
             DiskError: if the disk has no room for it.
         """
         if len(source) == 0:
@@ -157,7 +176,8 @@ class LatentCache(Source):
             with alone(path):
                 if not path.exists():
                     encode(path, source, autoencoder, progress, sample, batch)
-        return cls(path, source, autoencoder, sample=sample)
+                    verify = False
+        return cls(path, source, autoencoder, sample=sample, verify=verify)
 
     @staticmethod
     def key(source: Source, autoencoder: Autoencoder, *, sample: bool = False) -> str:
@@ -176,10 +196,16 @@ class LatentCache(Source):
         Raises:
             CacheError: if a file is damaged; names it.
         """
-        wrong = damaged(self.path, self.manifest["files"])
+        files: dict[str, str] = self.manifest["files"]
+        stored = sum((self.path / name).stat().st_size for name in files if (self.path / name).is_file())
+        if stored > LARGE:
+            log.info("comparing the checksums of the latent cache %s (%.1f GB)", self.path, stored / 1e9)
+        wrong = damaged(self.path, files)
         if wrong:
+            more = f" and {len(wrong) - TOLD} more" if len(wrong) > TOLD else ""
             raise CacheError(
-                f"latent cache {self.path} is damaged: {', '.join(wrong)}; remove the folder to encode again"
+                f"latent cache {self.path} is damaged: {', '.join(wrong[:TOLD])}{more} is absent or was changed; "
+                "remove the folder to encode again"
             )
 
     def __len__(self) -> int:
@@ -251,9 +277,15 @@ def _compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -
     for key in [*right, *(key for key in left if key not in right)]:
         if left.get(key) != right.get(key) and not (key == "std" and left.get(key)):
             raise CacheError(
-                f"latent cache {path} was written with {key} = {left.get(key)!r}, this recipe has {right.get(key)!r}; "
+                f"latent cache {path} was written with {key} = {_told(left.get(key))}, this recipe has "
+                f"{_told(right.get(key))}; "
                 "remove that folder to encode again, or give the cache another path"
             )
+
+
+def _told(value: Any) -> str:
+    """A value as a message shows it: of a checksum the beginning."""
+    return f"{value[:12]}…" if isinstance(value, str) and CHECKSUM.fullmatch(value) else repr(value)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

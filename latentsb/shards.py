@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -156,4 +158,10 @@ def sha256(path: Path) -> str:
 
 def damaged(folder: Path, digests: Mapping[str, str]) -> list[str]:
     """Names of the files that are absent or have another checksum."""
-    return [name for name, known in digests.items() if not (folder / name).is_file() or sha256(folder / name) != known]
+
+    def wrong(name: str) -> bool:
+        path = folder / name
+        return not path.is_file() or sha256(path) != digests[name]
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter's lock
+        return [name for name, bad in zip(digests, pool.map(wrong, digests), strict=True) if bad]

@@ -342,11 +342,12 @@ def latents_of(folder: Path, experiment: Experiment) -> Source:
     """
     from latentsb.cache import LatentCache
 
-    def open_or_build() -> Source:
-        return LatentCache.open_or_build(folder / "latents", experiment.source, experiment.autoencoder)
+    def open_or_build(verify: bool = True) -> Source:
+        path = folder / "latents"
+        return LatentCache.open_or_build(path, experiment.source, experiment.autoencoder, verify=verify)
 
     built = parallel.first(open_or_build)
-    return built if built is not None else open_or_build()
+    return built if built is not None else open_or_build(verify=False)
 
 
 class PinnedStream(Stream):

@@ -211,6 +211,8 @@ def test_flipped_bits_are_found(tmp_path: Path) -> None:
         file.write_bytes(data)
         with pytest.raises(CacheError, match=file.name):
             cache.verify()
+        with pytest.raises(CacheError, match=f"{file.name} is absent or was changed; remove the folder"):
+            built(path, source(), codec(source()))
         data[-3] ^= 1
         file.write_bytes(data)
     cache.verify()
