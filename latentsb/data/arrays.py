@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,8 +144,8 @@ class Npz(ArraySource):
         flip: bool = False,
     ) -> None:
         file = _File(Path(path))
-        data = file.samples(x0, layout)
-        other = None if x1 is None else file.samples(x1, layout)
+        data = file.samples(x0, "x0", layout)
+        other = None if x1 is None else file.samples(x1, "x1", layout)
         if other is not None and other.shape[1:] != data.shape[1:]:
             raise DataError(
                 f"{path}: '{x0}' holds samples of shape {tuple(data.shape[1:])}, '{x1}' of {tuple(other.shape[1:])}"
@@ -181,21 +182,20 @@ class _File:
             raise DataError(f"{path}: holds one bare array; save it by name with numpy.savez(path, x0=array)")
         self.arrays = loaded
 
-    def array(self, name: str) -> np.ndarray:
-        """One array, refused if it is absent, damaged or of objects."""
+    def array(self, name: str, key: str) -> np.ndarray:
+        """One array, refused if it is absent, damaged or of objects; `key` is the argument that names it."""
         if name not in self.arrays.files:
-            raise DataError(
-                f"{self.path}: has no array '{name}'.{nearest(name, self.arrays.files)} It has: "
-                f"{', '.join(self.arrays.files)}"
-            )
+            has = self.arrays.files
+            known = f" It has: {', '.join(has)}; set data.{key}={_likely(name, has)}" if has else " It is empty"
+            raise DataError(f"{self.path}: has no array '{name}'.{nearest(name, has)}{known}")
         try:
             return np.asarray(self.arrays[name])
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
             raise DataError(f"{self.path}: array '{name}' cannot be read ({error})") from error
 
-    def samples(self, name: str, layout: str | None) -> Tensor:
+    def samples(self, name: str, key: str, layout: str | None) -> Tensor:
         """Samples as finite float32 numbers, channels first."""
-        found = self.array(name)
+        found = self.array(name, key)
         if found.ndim < 2 or len(found) == 0 or found.size == 0:
             raise DataError(f"{self.path}: '{name}' has shape {found.shape}, expected (N, …) with at least one sample")
         if layout is not None and found.ndim != len(layout):
@@ -232,7 +232,7 @@ class _File:
 
     def labels(self, name: str, n: int) -> Tensor:
         """Class numbers ≥ 0, one for each sample."""
-        found = self.array(name)
+        found = self.array(name, "labels")
         if found.shape != (n,) or not np.issubdtype(found.dtype, np.integer):
             raise DataError(
                 f"{self.path}: '{name}' has shape {found.shape} and type {found.dtype}, expected ({n},) integers"
@@ -243,7 +243,7 @@ class _File:
 
     def attributes(self, name: str, n: int) -> Tensor:
         """Finite attributes, a row for each sample."""
-        found = self.array(name)
+        found = self.array(name, "attributes")
         if found.ndim != 2 or len(found) != n or found.dtype.kind not in "fiub":
             raise DataError(
                 f"{self.path}: '{name}' has shape {found.shape} and type {found.dtype}, expected ({n}, A) numbers"
@@ -254,3 +254,8 @@ class _File:
         """sha256 of the file."""
         with self.path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _likely(name: str, names: list[str]) -> str:
+    """The array that was probably meant: the nearest name, else the first."""
+    return next(iter(get_close_matches(name, names, n=1)), names[0])

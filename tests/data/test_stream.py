@@ -221,7 +221,7 @@ def test_npz_is_read_by_layout_and_type(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "kwargs", "message"),
     [
-        ({"x": np.zeros((3, 2))}, {}, "has no array 'x0'"),
+        ({"x": np.zeros((3, 2))}, {}, r"has no array 'x0'.* It has: x; set data\.x0=x$"),
         ({"x0": np.array([{}], dtype=object)}, {}, "'x0' cannot be read"),
         ({"x0": np.array([[0.0, 1.0], [0.0, np.nan]])}, {}, "not finite in 1 of 2 samples, the first at 1"),
         ({"x0": np.array([[1e300, 1.0]])}, {}, "not finite"),
