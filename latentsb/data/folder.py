@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ import torch
 
 from latentsb.data.arrays import mirrored
 from latentsb.data.pixels import Fit, PixelRule, UnreadableError
-from latentsb.data.scan import Entry, Scan, scan
+from latentsb.data.scan import Entry, Scan, content, scan
 from latentsb.data.source import SOURCES, Items, Source
 from latentsb.errors import ArgumentError, DataError
 from latentsb.ranges import Count, Fraction
@@ -30,7 +31,8 @@ TOLD = 20
 class Folder(Source):
     """Images of a folder and its sub-folders, in the order of their paths.
 
-    Before the first use every image is decoded once, which is remembered until a file changes. Conversions of odd
+    Before the first use every image is decoded once, which is remembered for as long as a file keeps its size and
+    time. Conversions of odd
     modes are written in `latentsb.data.pixels`.
 
     Args:
@@ -108,17 +110,19 @@ class Folder(Source):
             task = bar.add_task(f"checking images of {self.root.name}")
             return scan(self.root, self.rule, lambda done, total: bar.update(task, completed=done, total=total))
 
-    def write_bad(self, path: Path) -> int:
-        """Write path and reason of every unreadable image as csv; returns how many there are."""
-        found = self.check()
-        found.write_bad(path)
-        return len(found.bad)
+    def contents(self) -> Mapping[str, str]:
+        """sha256 of the images, by path."""
+        return self.scanned.contents
+
+    def problems(self) -> Mapping[str, str]:
+        """Reasons of the unreadable images that are tolerated, by path."""
+        return dict(self.scanned.bad)
 
     @staticmethod
     def _told(found: Scan) -> str:
         lines = [f"  {path}: {why}" for path, why in found.bad[:TOLD]]
         if len(found.bad) > TOLD:
-            lines.append(f"  and {len(found.bad) - TOLD} more; Folder.write_bad(path) writes all of them")
+            lines.append(f"  and {len(found.bad) - TOLD} more")
         return "\n".join(lines)
 
     def _check_classes(self, found: Scan) -> None:
@@ -161,7 +165,7 @@ class Folder(Source):
     def _image(self, entry: Entry) -> np.ndarray:
         path = self.root / entry.path
         try:
-            if Entry.of(self.root, entry.path) != entry:
+            if Entry.of(self.root, entry.path) != entry and content(path) != self.scanned.contents[entry.path]:
                 raise DataError(f"{path}: was changed after it was checked; start again to check it anew")
             return self.rule.read(path)
         except OSError as error:
@@ -174,7 +178,7 @@ class Folder(Source):
         return self.rule
 
     def fingerprint(self) -> dict[str, Any]:
-        """Files by path, size and time, and what they become."""
+        """Files by path and content, and what they become."""
         return {
             "data": "folder",
             "files": self.scanned.digest(),

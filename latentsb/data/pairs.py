@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,14 @@ class TwoSided(Source):
         """Read the other end alone."""
         return self.far.draw(index, variant, draws).x0
 
+    def contents(self) -> Mapping[str, str]:
+        """Those of both sources, below `x0/` and `x1/`."""
+        return _both(self.near.contents(), self.far.contents())
+
+    def problems(self) -> Mapping[str, str]:
+        """Those of both sources, below `x0/` and `x1/`."""
+        return _both(self.near.problems(), self.far.problems())
+
     def image_rule(self) -> PixelRule:
         """That of the data end."""
         return self.near.image_rule()
@@ -52,6 +61,10 @@ class TwoSided(Source):
     def fingerprint(self) -> dict[str, Any]:
         """Those of both sources."""
         return {"paired": self.paired, "x0": self.near.fingerprint(), "x1": self.far.fingerprint()}
+
+
+def _both(near: Mapping[str, str], far: Mapping[str, str]) -> dict[str, str]:
+    return {f"{end}/{name}": value for end, values in (("x0", near), ("x1", far)) for name, value in values.items()}
 
 
 @SOURCES.register("unpaired")

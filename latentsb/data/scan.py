@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from latentsb.data.pixels import ENDINGS, PixelRule, UnreadableError
 from latentsb.errors import DataError
 
-__all__ = ["Entry", "Scan", "listing", "scan"]
+__all__ = ["Entry", "Scan", "content", "listing", "scan"]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: its path relative to the folder, with forward slashes, its size and its time of change."""
+    """One file as it lies there: its path relative to the folder, with forward slashes, its size and time of change.
+
+    Equal entries are taken for equal contents, so that a file is read only once; what *identifies* data is content.
+    """
 
     path: str
     size: int
@@ -41,31 +43,35 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What reading a file has shown.
+
+    Args:
+        sha256: of its content; empty where it could not be read at all.
+        why: it is no image; empty for an image.
+    """
+
+    sha256: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Scan:
     """What a folder holds.
 
     Args:
         good: images that decode, in the order of their paths.
         bad: path and reason of those that do not.
+        contents: sha256 of each image that decodes, by path.
     """
 
     good: tuple[Entry, ...]
     bad: tuple[tuple[str, str], ...]
+    contents: Mapping[str, str]
 
     def digest(self) -> str:
-        """sha256 over the usable files' paths, sizes and times."""
-        return digest(self.good)
-
-    def write_bad(self, path: Path) -> None:
-        """Write path and reason of every unreadable image as csv."""
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([("path", "reason"), *self.bad])
-
-
-def digest(entries: tuple[Entry, ...]) -> str:
-    """sha256 over paths, sizes and times."""
-    text = json.dumps([(e.path, e.size, e.changed) for e in entries], ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+        """sha256 over the usable files' paths and contents."""
+        return hashlib.sha256(json.dumps(sorted(self.contents.items()), ensure_ascii=True).encode()).hexdigest()
 
 
 def listing(root: Path) -> tuple[Entry, ...]:
@@ -88,7 +94,7 @@ def _paths(root: Path) -> Iterator[str]:
 
 
 def scan(root: Path, rule: PixelRule, progress: Callable[[int, int], None] | None = None) -> Scan:
-    """Decode every image once; a folder whose files have not changed since is not decoded again.
+    """Read and decode every image once; a file that has not changed since is not read again.
 
     What was found is kept in `$XDG_CACHE_HOME/latentsb` (`~/.cache/latentsb`), by folder and rule.
 
@@ -100,54 +106,73 @@ def scan(root: Path, rule: PixelRule, progress: Callable[[int, int], None] | Non
     entries = listing(root)
     key = hashlib.sha256(json.dumps([str(root.resolve()), asdict(rule)]).encode()).hexdigest()[:32]
     index = _index_folder() / f"scan-{key}.json"
-    now = digest(entries)
-    bad = _remembered(index, now)
-    if bad is None:
-        bad = tuple(_check(root, rule, entries, progress))
-        _remember(index, now, bad)
-    broken = {path for path, _ in bad}
-    return Scan(tuple(e for e in entries if e.path not in broken), bad)
+    known = _remembered(index)
+    new = [entry for entry in entries if entry not in known]
+    if new:
+        known |= _check(root, rule, new, progress)
+        _remember(index, {entry: known[entry] for entry in entries if known[entry].sha256})
+    found = [(entry, known[entry]) for entry in entries]
+    return Scan(
+        tuple(entry for entry, finding in found if not finding.why),
+        tuple((entry.path, finding.why) for entry, finding in found if finding.why),
+        {entry.path: finding.sha256 for entry, finding in found if not finding.why},
+    )
+
+
+def content(path: Path) -> str:
+    """sha256 of a file.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check(
-    root: Path, rule: PixelRule, entries: tuple[Entry, ...], progress: Callable[[int, int], None] | None
-) -> Iterator[tuple[str, str]]:
-    def reason(entry: Entry) -> str | None:
+    root: Path, rule: PixelRule, entries: Sequence[Entry], progress: Callable[[int, int], None] | None
+) -> dict[Entry, Finding]:
+    def finding(entry: Entry) -> Finding:
+        path, digest = root / entry.path, ""
         try:
-            rule.read(root / entry.path)
-        except UnreadableError as error:
-            return str(error)
-        return None
+            digest = content(path)
+            rule.read(path)
+        except (OSError, UnreadableError) as error:
+            return Finding(digest, str(error) or type(error).__name__)
+        return Finding(digest)
 
+    found = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without the interpreter's lock
-        for done, (entry, why) in enumerate(zip(entries, pool.map(reason, entries), strict=True), 1):
-            if why is not None:
-                yield entry.path, why
+        for done, (entry, result) in enumerate(zip(entries, pool.map(finding, entries), strict=True), 1):
+            found[entry] = result
             if progress is not None:
                 progress(done, len(entries))
+    return found
 
 
 def _index_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentsb"
 
 
-def _remembered(index: Path, now: str) -> tuple[tuple[str, str], ...] | None:
+def _remembered(index: Path) -> dict[Entry, Finding]:
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))
-        if found["listing"] == now:
-            return tuple((str(path), str(why)) for path, why in found["bad"])
+        files = json.loads(index.read_text(encoding="utf-8"))["files"]
+        return {
+            Entry(str(path), int(size), int(changed)): Finding(str(digest), str(why))
+            for path, size, changed, digest, why in files
+        }
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # absent or damaged: the folder is checked again
-    return None
+        return {}  # absent or damaged: the folder is checked again
 
 
-def _remember(index: Path, now: str, bad: tuple[tuple[str, str], ...]) -> None:
+def _remember(index: Path, found: Mapping[Entry, Finding]) -> None:
+    files = [(*astuple(entry), *astuple(finding)) for entry, finding in found.items()]
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", dir=index.parent, prefix=index.stem, delete=False, encoding="utf-8"
         ) as stream:
-            json.dump({"listing": now, "bad": bad}, stream)
+            json.dump({"files": files}, stream)
         os.replace(stream.name, index)
     except OSError as error:
         log.warning("the check of the images cannot be remembered in %s (%s)", index, error)

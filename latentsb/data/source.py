@@ -71,6 +71,14 @@ class Source(ABC):
         """A name for each sample by which partners are found; None where samples have no names."""
         return None
 
+    def contents(self) -> Mapping[str, str]:
+        """sha256 of each file of the data, by name; empty where the data are no files of their own each."""
+        return {}
+
+    def problems(self) -> Mapping[str, str]:
+        """Why files of the data are left out, by name; empty where none is."""
+        return {}
+
     @abstractmethod
     def read(self, index: np.ndarray, variant: np.ndarray | None = None) -> Items:
         """Read samples.

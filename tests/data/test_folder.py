@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from latentsb.data.folder import Folder
-from latentsb.data.pairs import Paired
+from latentsb.data.pairs import Paired, Unpaired
 from latentsb.data.pixels import PixelRule
 from latentsb.data.stream import Stream
 from latentsb.errors import ArgumentError, DataError
@@ -93,11 +94,10 @@ def test_bad_images_are_named_and_stop_or_not_as_told(tmp_path: Path) -> None:
     assert "5.png:" in told
     source = Folder(path=root, size=4, bad=0.25)
     assert source.names() == ["0", "1", "2", "4", "6", "7"]
-    assert Folder(path=root, size=4).write_bad(tmp_path / "bad.csv") == 2
-    with (tmp_path / "bad.csv").open(newline="") as stream:
-        rows = list(csv.reader(stream))
-    assert rows[0] == ["path", "reason"]
-    assert [row[0] for row in rows[1:]] == ["3.png", "5.png"]
+    assert list(source.problems()) == ["3.png", "5.png"]
+    assert source.problems()["3.png"].startswith("UnidentifiedImageError")
+    pair = Unpaired(x0=source, x1=source)
+    assert list(pair.problems()) == ["x0/3.png", "x0/5.png", "x1/3.png", "x1/5.png"]
 
 
 def test_check_is_done_once_until_a_file_changes(tmp_path: Path, reads: list[str]) -> None:
@@ -110,12 +110,29 @@ def test_check_is_done_once_until_a_file_changes(tmp_path: Path, reads: list[str
     assert len(Folder(path=root, size=8)) == 2  # another rule
     assert len(reads) == 4
     os.utime(root / "b.png", ns=(1, 1))
-    assert Folder(path=root, size=4).fingerprint() != first
-    assert len(reads) == 6
+    assert Folder(path=root, size=4).fingerprint() == first  # touched
+    assert reads[4:] == ["b.png"]
+    made(root, ("c.png", "c.png", "b.png"))
+    (root / "c.png").unlink()
+    assert Folder(path=root, size=4).fingerprint() != first  # painted over
+    assert reads[5:] == ["b.png"]
     for index in (tmp_path / "index").rglob("*.json"):
         index.write_text("{")
     assert len(Folder(path=root, size=4)) == 2  # a damaged index is made anew
     assert len(reads) == 8
+
+
+def test_data_are_what_the_files_hold_wherever_they_lie(tmp_path: Path) -> None:
+    root = made(tmp_path / "d", ("a.png", "b/c.png"))
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(root, copy, copy_function=shutil.copyfile)  # without times
+    first, second = Folder(path=root, size=4), Folder(path=copy, size=4)
+    assert first.fingerprint() == second.fingerprint()
+    assert first.contents() == {
+        name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in ("a.png", "b/c.png")
+    }
+    (copy / "a.png").rename(copy / "d.png")
+    assert Folder(path=copy, size=4).fingerprint() != first.fingerprint()
 
 
 def test_unwritable_index_does_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +146,8 @@ def test_files_that_change_or_vanish_later_are_named(tmp_path: Path) -> None:
     source = Folder(path=root, size=4)
     assert len(source) == 2
     os.utime(root / "a.png", ns=(1, 1))
+    assert levels(source.read(np.array([0])).x0) == [0]
+    (root / "a.png").write_bytes((root / "b.png").read_bytes())
     (root / "b.png").unlink()
     with pytest.raises(DataError, match=r"a\.png: was changed after it was checked"):
         source.read(np.array([0]))
