@@ -25,6 +25,7 @@ __all__ = ["MISSING", "Binder", "Key", "keys_of", "part_of"]
 S = TypeVar("S", bound=BaseModel)
 MISSING: Any = inspect.Parameter.empty
 RUN_KEYS = ("run", "part", "weights")
+ORIGIN = "from"  # holds these keys where a part's own keys stand beside them; a word that no argument can have
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Binder:
 
         Args:
             base: the class that the part must derive from.
-            node: a name, or a mapping with `name`, or with `run` and `part`.
+            node: a name, or a mapping with `name`, or with `run` and `part` (beside `name`, these may stand in `from`).
             key: dotted path.
             deferred: a factory is asked for.
             default: the part whose name and keys stand where the node gives none.
@@ -221,11 +222,26 @@ class Binder:
             self.tell(node.place, _join(key, "name"), f"missing; known: {', '.join(registry.names())}")
 
     def _from_run(self, given: dict[str, Node], node: Node, key: str) -> tuple[dict[str, Node], FromRun | None]:
-        if "run" not in given:
+        origin = given
+        if ORIGIN in given:
+            nested = given.pop(ORIGIN)
+            if nested.value is None:
+                return given, None
+            if not isinstance(nested.value, dict):
+                message = f"expected a mapping with 'run' and 'part', found {found(nested.plain())}"
+                self.tell(nested.place, f"{key}.{ORIGIN}", message)
+                return given, None
+            origin, node, key = dict(nested.value), nested, f"{key}.{ORIGIN}"
+            if "run" not in origin:
+                self.tell(nested.place, f"{key}.run", "missing; the folder of a run")
+            for name in origin:
+                if name not in RUN_KEYS:
+                    self.tell(origin[name].place, f"{key}.{name}", f"unknown key.{nearest(name, RUN_KEYS)}")
+        if "run" not in origin:
             return given, None
         texts: dict[str, str] = {}
         for name in RUN_KEYS:
-            child = given.pop(name, None)
+            child = origin.pop(name, None)
             if child is not None and (not isinstance(child.value, str) or not child.value):
                 self.tell(child.place, f"{key}.{name}", f"expected a text, found {found(child.plain())}")
             elif child is not None:
@@ -247,8 +263,7 @@ class Binder:
                     self.tell(node.place, key, str(problem))
                 return given, from_run
             from_run = replace(from_run, part=place)
-            given = {**(there.value if isinstance(there.value, dict) else {"name": there}), **given}
-            given = {name: child for name, child in given.items() if name not in RUN_KEYS}
+            given = {**_without_origin(there), **given}
         return given, from_run
 
     def _keys(
@@ -315,6 +330,21 @@ class Binder:
                 return origin(self._value(a, child, _join(path, str(i))) for i, (a, child) in items)
         self.tell(node.place, path, f"expected {expected(annotation)}, found {found(node.plain())}")
         return None
+
+
+def _without_origin(node: Node) -> dict[str, Node]:
+    """The keys of a part in a run, without where its own weights, or those of parts inside it, once came from."""
+
+    def strip(node: Node) -> Node:
+        if isinstance(node.value, list):
+            return replace(node, value=[strip(item) for item in node.value])
+        if not isinstance(node.value, dict):
+            return node
+        dropped = {ORIGIN, *(RUN_KEYS if "run" in node.value else ())}
+        return replace(node, value={name: strip(child) for name, child in node.value.items() if name not in dropped})
+
+    stripped = strip(node).value
+    return stripped if isinstance(stripped, dict) else {"name": node}
 
 
 def _join(path: str, *names: str) -> str:

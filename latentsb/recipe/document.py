@@ -11,14 +11,14 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from latentsb.errors import Problem, RecipeError, nearest
 from latentsb.recipe.annotations import Wrong, check, found, plain
-from latentsb.recipe.binding import Binder
+from latentsb.recipe.binding import Binder, part_of
 from latentsb.recipe.imports import Import, load_import
 from latentsb.recipe.merge import override
 from latentsb.recipe.nodes import Node, dump
@@ -176,6 +176,8 @@ def _differences(key: str, ours: Any, theirs: Any) -> Iterable[tuple[str, tuple[
 def _bind(source: Source, overrides: tuple[str, ...], more: Iterable[str | Path]) -> Recipe:
     binder = Binder(node_in_run)
     tree = source.tree
+    assert isinstance(tree.value, dict)
+    left_out = DEFAULT_PARTS.keys() - tree.value.keys()
     for text in overrides:
         try:
             tree = override(tree, [text])
@@ -193,7 +195,7 @@ def _bind(source: Source, overrides: tuple[str, ...], more: Iterable[str | Path]
             early.add_note("The keys inside the parts are checked once these are right.")
             raise early
     hashes = _import_all(binder, imports)
-    parts = _bind_parts(binder, top)
+    parts = _bind_parts(binder, top, left_out)
     if binder.problems:
         raise _error(binder, overrides)
     return Recipe(
@@ -296,15 +298,18 @@ def _import_all(binder: Binder, imports: Sequence[Import]) -> dict[str, str]:
     return hashes
 
 
-def _bind_parts(binder: Binder, top: Mapping[str, Node]) -> dict[str, Any]:
+def _bind_parts(binder: Binder, top: Mapping[str, Node], left_out: Set[str]) -> dict[str, Any]:
+    """Bind the four parts; an override inside one that the recipe leaves out is over its default."""
     parts: dict[str, Any] = {}
-    for kind, (module, base) in PARTS.items():
+    for kind, (module, name) in PARTS.items():
+        base = getattr(importlib.import_module(module), name)
         node = top.get(kind)
         if node is None:
             if kind not in DEFAULT_PARTS:
                 continue
             node = Node(DEFAULT_PARTS[kind], f"default {kind}")
-        parts[kind] = binder.part(getattr(importlib.import_module(module), base), node, kind)
+        default = part_of(REGISTRIES[kind][DEFAULT_PARTS[kind]], base, path=kind) if kind in left_out else None
+        parts[kind] = binder.part(base, node, kind, default=default)
     return parts
 
 

@@ -41,6 +41,8 @@ def _keys(node: Node, other: Node) -> dict[str, Node] | None:
 
 
 def _replaces(above: dict[str, Node], below: dict[str, Node]) -> bool:
+    if "run" in below and "run" in above and "name" not in below:
+        return "part" in below  # another run alone keeps which part of it
     if "run" in below or ("run" in above and "name" in below):
         return True
     return "name" in below and "name" in above and below["name"].value != above["name"].value

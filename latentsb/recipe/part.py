@@ -75,10 +75,8 @@ class Part:
 
     def plain(self) -> dict[str, Any]:
         """The part as JSON, as it may stand in a recipe."""
-        come_from = self.from_run
-        origin = {} if come_from is None else {"run": come_from.run, "part": come_from.part}
-        if come_from is not None and come_from.weights != "ema":
-            origin["weights"] = come_from.weights
+        # Under a key that no argument can have, so that they stay apart from the part's own `weights`.
+        origin = {} if self.from_run is None else {"from": plain(self.from_run)}
         return {"name": self.name, **origin, **{name: plain(value) for name, value in self.arguments.items()}}
 
     def walk(self) -> list[Part]:

@@ -91,7 +91,7 @@ def _kind(registry: Registry[Any]) -> Schema:
         form = {"type": "object", "description": about(registry, name).line, "additionalProperties": False}
         # Weights from a run may stand beside any part's own keys.
         origin = FROM_RUN["properties"]
-        forms.append({**form, "properties": {"name": {"const": name}, **origin, **keys}})
+        forms.append({**form, "properties": {"name": {"const": name}, **origin, "from": FROM_RUN, **keys}})
     return {"anyOf": [{"enum": words}, *forms, FROM_RUN]}
 
 

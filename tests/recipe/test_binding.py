@@ -190,6 +190,63 @@ def test_a_part_of_a_run_is_looked_up_and_does_not_need_the_run_again(tmp_path):
     assert Recipe.parse(second.resolved_text(), label="r.yaml") == second
 
 
+def test_a_borrowed_part_keeps_its_own_weights_key_apart_from_the_origin(tmp_path):
+    (tmp_path / "resolved.yaml").write_text(load("bridge.weights=a/b.pt").resolved_text())
+    second = load(f"bridge={{run: {tmp_path}, part: bridge, weights: model, z_dim: 3}}")
+    shown = second.resolved()["bridge"]
+    assert shown["from"] == {"run": str(tmp_path), "part": "bridge", "weights": "model"}
+    assert (shown["weights"], shown["z_dim"]) == ("a/b.pt", 3)
+    (tmp_path / "resolved.yaml").write_text(second.resolved_text())
+    again = Recipe.load(tmp_path / "resolved.yaml")
+    assert again.resolved() == second.resolved()
+    third = load(f"bridge={{run: {tmp_path}, part: bridge}}")
+    assert third.bridge.from_run.weights == "ema", "where the run itself borrowed from does not matter to its borrower"
+    assert len([part for part in third.bridge.walk() if part.from_run]) == 1
+
+
+@pytest.mark.parametrize(
+    ("origin", "message"),
+    [
+        ("{run: runs/x}", "bridge.network.from.part: missing"),
+        ("{part: network}", "bridge.network.from.run: missing"),
+        (
+            "{run: runs/x, part: network, weight: ema}",
+            "bridge.network.from.weight: unknown key. Did you mean 'weights'",
+        ),
+        ("{run: runs/x, part: network, weights: null}", "bridge.network.from.weights: expected a text, found null"),
+        ("runs/x", "bridge.network.from: expected a mapping with 'run' and 'part'"),
+    ],
+)
+def test_a_wrong_origin_is_told(origin, message):
+    found = told(f"bridge.network.from={origin}")
+    assert len(found) == 1, found
+    assert message in found[0]
+
+
+def test_another_run_alone_keeps_which_part_of_it(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "resolved.yaml").write_text(load().resolved_text())
+    first = f"bridge.network={{run: {tmp_path / 'one'}, part: bridge.network}}"
+    recipe = load(first, f"bridge.network.run={tmp_path / 'two'}")
+    assert recipe.bridge.arguments["network"].from_run.run == str(tmp_path / "two")
+    assert recipe.bridge.arguments["network"].from_run.part == "bridge.network"
+    found = told(first, "bridge.network.run=runs/nope")
+    assert len(found) == 1
+    assert "there is no run at runs/nope" in found[0]
+
+
+def test_an_override_inside_a_solver_that_is_left_out_is_over_the_default():
+    text = BASE.replace("solver: toy_solver\n", "")
+    assert load("solver.steps=20", text=text).solver.arguments["steps"] == 20
+    assert load("solver.steps=20", text=text).solver.name == load(text=text).solver.name == "heun"
+    (problem,) = told("solver.stps=20", text=text)
+    assert "unknown key of solver 'heun'. Did you mean 'steps'?" in problem
+    assert load("solver.name=euler", "solver.steps=3", text=text).solver.name == "euler"
+    (problem,) = told(text=text + "solver: {steps: 3}\n")
+    assert "solver.name: missing" in problem
+
+
 def test_the_resolved_recipe_is_a_recipe_and_equal(tmp_path):
     recipe = load(
         "bridge.others=[toy_line]",
