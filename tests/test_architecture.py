@@ -150,3 +150,13 @@ def test_mistakes_are_told_without_torch():
 def test_the_package_names_what_it_exports():
     assert sorted(latentsb.__all__) == sorted([*latentsb._HOME_OF, "__version__"])
     assert all(getattr(latentsb, name) is not None for name in latentsb.__all__)
+
+
+@pytest.mark.parametrize(
+    "name", ["experiment", "networks.transformer", "networks.mlp", "bridges.dbae", "bridges.score"]
+)
+def test_a_part_is_imported_without_the_compiler_and_what_only_some_commands_need(name):
+    slow = "torch._dynamo torch._inductor sympy sklearn scipy matplotlib diffusers timm pandas".split()
+    code = f"import sys, torch; before = set(sys.modules); import latentsb.{name}; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & set(slow)

@@ -103,7 +103,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, ba
     else:
         name = chosen(q, k, v, mask=mask, backend=backend).name
     if name == "xformers":
-        return cast(Tensor, _xformers_attention(q, k, v, mask))
+        return _xformers_attention(q, k, v, mask)
     if name == "math":
         return _math_attention(q, k, v, mask)
     if mask is not None and mask.dtype != torch.bool:
@@ -172,7 +172,7 @@ def available(device: torch.device | str | None = None, dtype: torch.dtype | Non
         sig = Signature(name, str(place), kind, *PROBE)
         obstacle = _obstacle(sig) if name == "xformers" else None
         choice = None if obstacle else _choose(sig)
-        reason = obstacle or (f"takes {choice.name}: {choice.reason}" if choice and name == "auto" else "")
+        reason = obstacle or (_taken(choice) if choice and name == "auto" else "")
         found.append(Availability(name, obstacle is None, reason or WHAT[name]))
     return found
 
@@ -237,6 +237,10 @@ def set_attention(model: nn.Module, backend: str) -> int:
     return len(modules)
 
 
+def _taken(choice: Choice) -> str:
+    return f"takes {choice.name}: {choice.reason}" if choice.reason else f"takes {choice.name}"
+
+
 def _check_name(backend: str) -> None:
     if backend not in BACKENDS:
         raise ArgumentError("attention", f"no backend '{backend}'.{nearest(backend, BACKENDS)} Known: {_known()}")
@@ -255,7 +259,7 @@ def _decide(sig: Signature) -> Choice:
 
 @cache
 def _log_once(choice: Choice) -> None:
-    _log.info("attention runs on %s: %s", choice.name, choice.reason)
+    _log.info("attention: %s%s", choice.name, f" ({choice.reason})" if choice.reason else "")
 
 
 def _choose(sig: Signature) -> Choice:
@@ -267,7 +271,8 @@ def _choose(sig: Signature) -> Choice:
     if obstacle is None:
         return Choice("xformers", WHAT["xformers"])
     if sig.backend == "auto":
-        return Choice("sdpa", f"xformers is not taken: {obstacle}")
+        expected = torch.device(sig.device).type == "cuda"  # nobody misses it elsewhere
+        return Choice("sdpa", f"xformers is not taken: {obstacle}" if expected else "")
     raise BackendError(f"attention backend 'xformers' cannot run: {obstacle}; use 'auto', 'sdpa' or 'math'")
 
 
@@ -339,12 +344,12 @@ def _preload_cuda12() -> None:
                 _log.warning("the CUDA-12 runtime for xformers could not be loaded: %s", error)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _xformers_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """The adapter: xformers' layout is (B, N, H, D), and it takes only added masks with aligned rows."""
+    # Importing the adapter imports torch's compiler, which takes longer than all of latentsb.
+    from latentsb.networks.memory_efficient import memory_efficient
+
     bias = None if mask is None else _aligned_bias(mask, q, k)
-    swapped = (x.transpose(1, 2) for x in (q, k, v))
-    return cast(Tensor, _xformers().memory_efficient_attention(*swapped, attn_bias=bias).transpose(1, 2))
+    return cast(Tensor, memory_efficient(_xformers, q, k, v, bias))
 
 
 def _aligned_bias(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:

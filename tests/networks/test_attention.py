@@ -188,7 +188,7 @@ def test_the_choice_is_logged_once_per_reason(fresh, caplog):
         attention(q, k, v, backend="math")
     assert len(caplog.records) == 2
     assert "sdpa" in caplog.messages[0]
-    assert "cpu" in caplog.messages[0]
+    assert "math" in caplog.messages[1]
     assert chosen(q, k, v) == check_backend("auto", "cpu")
 
 
@@ -244,3 +244,18 @@ def test_module_projects_heads_as_the_textbook_does():
         heads.append((q @ k.T / 2).softmax(-1) @ v)
     want = torch.cat(heads, -1) @ module.out.weight.T + module.out.bias
     torch.testing.assert_close(module(x)[0], want)
+
+
+def test_a_compiled_graph_leaves_xformers_outside(fake, monkeypatch):
+    monkeypatch.setattr(room, "_obstacle", lambda sig: None)
+    q, k, v = tensors()
+    compiled = torch.compile(lambda *x: attention(*x, backend="xformers") * 2, backend="eager")
+    torch.testing.assert_close(compiled(q, k, v), 2 * attention(q, k, v, backend="math"))
+    assert type(fake.seen[0]) is torch.Size
+    assert fake.seen[0] == (B, N, H, D)
+
+
+def test_the_choice_is_told_in_a_word_where_nothing_was_expected(fresh, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    check_backend("auto", "cpu")
+    assert caplog.messages == ["attention: sdpa"]
