@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import torch
@@ -48,8 +47,8 @@ def _parts(recipe: Recipe) -> Any:
     shown = table("", "part", "word", "defined in")
     for section in recipe.parts.values():
         for part in section.walk():
-            where = sys.modules[part.cls.__module__].__file__ if part.cls.__module__ in sys.modules else ""
-            shown.add_row(part.key or f"  {part.kind}", _word(part), f"{where} ({part.cls.__qualname__})")
+            where = f"{part.cls.__module__}.{part.cls.__qualname__}"
+            shown.add_row(part.key or f"  {part.kind}", _word(part), where)
     return shown
 
 
@@ -107,12 +106,16 @@ def _stages(experiment: Experiment) -> Any:
             stage.train,
             f"{settings.images:,}",
             f"{math.ceil(settings.images / settings.batch):,}",
-            f"{settings.images / samples:.3g}" if samples else "",
+            _epochs(settings.images / samples) if samples else "",
             count(trained),
             size(4 * (everything + 2 * trained + averages)),
             _memory(experiment, stage, everything, 3 * trained + averages),
         )
     return shown
+
+
+def _epochs(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _memory(experiment: Experiment, stage: Stage, everything: int, moving: int) -> str:

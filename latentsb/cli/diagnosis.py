@@ -73,7 +73,14 @@ def _extras() -> Iterator[tuple[str, str, str]]:
         if find_spec(module) is not None:
             yield f"extra {extra}", f"{module} {importlib.metadata.version(module)}: {purpose}", ""
         else:
-            yield f"extra {extra}", f"not installed: {purpose}", f"pip install 'latentsb[{extra}]'"
+            yield f"extra {extra}", f"not installed: {purpose}", _install(extra)
+
+
+def _install(extra: str) -> str:
+    """The command that brings an extra: from the index, or in a clone from the clone."""
+    clone = Path(__file__).resolve().parents[2]
+    inside = (clone / "pyproject.toml").is_file()
+    return f"pip install -e '{os.path.relpath(clone)}[{extra}]'" if inside else f"pip install 'latentsb[{extra}]'"
 
 
 def _folder() -> Iterator[tuple[str, str, str]]:
