@@ -98,19 +98,20 @@ def load_weights(own: Mapping[str, Tensor], values: Mapping[str, Tensor], what: 
         own[name].copy_(value)
 
 
-def build(recipe: Recipe, *, weights: bool = True) -> Experiment:
+def build(recipe: Recipe, *, weights: bool = True, source: Source | None = None) -> Experiment:
     """Build the objects of a recipe on the CPU, with parameters that depend on the recipe's seed alone.
 
     Args:
         recipe: bound and checked.
         weights: load the parts that come from other runs; False where all weights are overwritten anyway.
+        source: of samples; the recipe's if None.
 
     Raises:
         RecipeError: if the parts do not fit each other; names the key.
         DataError: if data is missing.
         CheckpointError: if a part from another run does not fit.
     """
-    source: Source = recipe.data.build()
+    source = recipe.data.build() if source is None else source
     autoencoder: Autoencoder = _seeded(recipe, recipe.autoencoder, source.spec)
     ends = Ends(
         spec=autoencoder.latent,

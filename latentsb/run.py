@@ -182,7 +182,7 @@ class Run:
         return values
 
     def experiment(self, weights: str = "ema", device: torch.device | str | None = None) -> Experiment:
-        """The trained experiment, in evaluation mode.
+        """The trained experiment, in evaluation mode; the data may be gone where no sample of them is asked for.
 
         Args:
             weights: as in `weights`.
@@ -191,11 +191,12 @@ class Run:
         Raises:
             CheckpointError: if there is no valid checkpoint.
         """
+        from latentsb.data.record import source_of
         from latentsb.experiment import build
         from latentsb.stages import fit_parts
 
         checkpoint = self.checkpoint()
-        experiment = build(self.recipe, weights=False)
+        experiment = build(self.recipe, weights=False, source=source_of(self.path, self.recipe.data))
         experiment.load_state_dict(self.weights(weights, checkpoint))
         experiment = replace(experiment, step=checkpoint.step, seen=int(checkpoint.state["seen"]), weights=weights)
         experiment = experiment.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -14,6 +14,7 @@ import torch
 
 import latentsb
 from latentsb import parallel
+from latentsb.data import record
 from latentsb.data.source import Source
 from latentsb.disk import ignore_size_signal, write_text
 from latentsb.errors import CapabilityError, CheckpointError, NonFiniteError
@@ -86,17 +87,21 @@ class Trainer:
                 session = Session(session.experiment, session.number + 1, session.step, session.seconds)
 
     def _resume(self) -> Session:
+        source, data = self.experiment.source, self.experiment.recipe.data
         checkpoint = self.run.checkpoints.latest()
         for path, why in self.run.checkpoints.passed_over if parallel.is_main() else ():
             logger.warning("%s is damaged (%s)", path, why)
         if checkpoint is None:
             parallel.first(lambda: self.run.rewind_log(-1))
+            parallel.first(lambda: record.keep(self.run.path, source, data))
             return Session(self.experiment, 0)
         number = checkpoint.state.get("stage", 0)
         if not 0 <= number < len(self.experiment.recipe.stages):
             raise CheckpointError(f"{checkpoint.path} is of stage {number}, which this recipe does not have")
+        parallel.first(lambda: record.same_files(self.run.path, source))
         session = Session(self.experiment, number)
         session.load(checkpoint)
+        parallel.first(lambda: record.keep(self.run.path, source, data))
         parallel.first(lambda: self.run.rewind_log(session.step))
         parallel.first(lambda: logger.info("resuming from %s", checkpoint.path))
         return session

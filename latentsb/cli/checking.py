@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from latentsb.cli.console import console, count, size, table
+from latentsb.data.record import left_out
 from latentsb.errors import DataError
 from latentsb.experiment import Experiment, build
 from latentsb.randomness import Draws
@@ -38,6 +39,8 @@ def report(recipe: Recipe) -> None:
         raise
     out.print(_parts(recipe), markup=False)
     out.print(_shapes(experiment), markup=False)
+    if told := left_out(experiment.source):
+        out.print(told, markup=False)
     out.print(_modules(experiment), markup=False)
     out.print(_stages(experiment), markup=False)
     out.print(f"{recipe.name}: no problems", markup=False)

@@ -1,0 +1,249 @@
+"""What a run keeps of its data: enough to be used without them, and to say what has changed.
+
+Beside its recipe a run folder holds `data.json` (the form of the samples, the place and identity of the data),
+`files.csv` (sha256 of each file, where the data are files) and `unreadable.csv` (files that were left out).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentsb.data.pixels import PixelRule
+from latentsb.data.source import Items, Source
+from latentsb.disk import write_text
+from latentsb.errors import CheckpointError, DataError
+from latentsb.randomness import Draws
+from latentsb.recipe import Part
+from latentsb.tensors import Spec
+
+__all__ = ["Recorded", "keep", "left_out", "same_data", "same_files", "source_of"]
+
+RECORD, FILES, UNREADABLE = "data.json", "files.csv", "unreadable.csv"
+CHECKSUM = re.compile("[0-9a-f]{64}")
+TOLD = 3
+"""Files that a message names."""
+log = logging.getLogger(__name__)
+
+
+def keep(folder: Path, source: Source, data: Part) -> None:
+    """Write what a run keeps of its data, and warn of files that are left out.
+
+    Args:
+        folder: of the run.
+        source: its data.
+        data: where they come from, as the recipe says it.
+
+    Raises:
+        DiskError: if it cannot be written.
+    """
+    paths = {path.as_posix(): str(path.resolve()) for path in _paths(data)}
+    text = json.dumps({**_form(source), "identity": source.fingerprint(), "paths": paths}, indent=1) + "\n"
+    write_text(folder / RECORD, text)
+    for name, head, rows in (
+        (FILES, ("path", "sha256"), source.contents()),
+        (UNREADABLE, ("path", "reason"), source.problems()),
+    ):
+        if rows:
+            write_text(folder / name, _table(head, rows))
+        else:
+            (folder / name).unlink(missing_ok=True)
+    if told := left_out(source):
+        log.warning("%s; list: %s", told, folder / UNREADABLE)
+
+
+def left_out(source: Source) -> str:
+    """How many files are left out, and the first with its reason; empty where none is."""
+    problems = source.problems()
+    if not problems:
+        return ""
+    total = len(problems) + len(source.contents())
+    path, why = next(iter(problems.items()))
+    return f"{len(problems):,} of {total:,} images cannot be read and are left out; first: {path} ({why})"
+
+
+def same_files(folder: Path, source: Source) -> None:
+    """Compare the files of the data with those that a run has kept, if it has.
+
+    Raises:
+        CheckpointError: if they differ; tells how many were added, removed and changed, and the first of each.
+    """
+    if not (folder / FILES).is_file():
+        return
+    with (folder / FILES).open(newline="", encoding="utf-8") as stream:
+        then = {row["path"]: row["sha256"] for row in csv.DictReader(stream)}
+    now = source.contents()
+    changes = {
+        "added": [name for name in now if name not in then],
+        "removed": [name for name in then if name not in now],
+        "changed": [name for name in now if then.get(name, now[name]) != now[name]],
+    }
+    told = "; ".join(f"{len(names):,} {word} ({_few(names)})" for word, names in changes.items() if names)
+    if told:
+        raise CheckpointError(
+            f"{folder} was trained on other data: {len(then):,} files then, {len(now):,} now; {told}; "
+            "put them back, or give another --run"
+        )
+
+
+def same_data(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare the identities of the data that a checkpoint was trained on and of those that are there.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    differing = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
+    if differing:
+        told = "; ".join(_change(k, then.get(k), now.get(k)) for k in differing)
+        raise CheckpointError(f"{checkpoint} was trained on other data ({told})")
+
+
+def source_of(folder: Path, data: Part) -> Source:
+    """The data of a run: from where the recipe says, else from where they lay when training began.
+
+    Args:
+        folder: of the run.
+        data: as its recipe says it.
+
+    Returns:
+        The data; where they are gone or of another form, a stand-in that knows all but the samples.
+
+    Raises:
+        DataError: if the data are gone and the run has kept nothing of them.
+    """
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        stand_in = Recorded(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none: training has not begun
+        built: Source = data.build()
+        return built
+    try:
+        found: Source = _moved(data, record["paths"]).build()
+        if _form(found, counts=False) == _form(stand_in, counts=False):
+            return found
+        stand_in.why = "the data have another form than when the run was trained"
+    except DataError as error:
+        stand_in.why = str(error)
+    return stand_in
+
+
+class Recorded(Source):
+    """A stand-in for data that are gone: their form, but no samples.
+
+    Args:
+        record: content of `data.json`.
+
+    Attributes:
+        why: the data cannot be used.
+    """
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.spec = _spec(record["spec"])
+        self.cond = {name: _spec(value) for name, value in record["cond"].items()}
+        self.variants, self.two_sided, self.paired = record["variants"], record["two_sided"], record["paired"]
+        self.samples, self.others = int(record["samples"]), int(record["partners"])
+        self.rule = None if record["image_rule"] is None else PixelRule(**record["image_rule"])
+        self.identity = dict(record["identity"])
+        self.why = "the data are gone"
+
+    def __len__(self) -> int:
+        return self.samples
+
+    @property
+    def partners(self) -> int:
+        """How many x1 there were."""
+        return self.others
+
+    def _refuse(self) -> NoReturn:
+        raise DataError(f"this needs the data that the run was trained on: {self.why}")
+
+    def read(self, index: np.ndarray, variant: np.ndarray | None = None) -> Items:
+        """Refuse: there are no samples.
+
+        Raises:
+            DataError: always; names what is missing.
+        """
+        self._refuse()
+
+    def draw_x1(self, index: np.ndarray, variant: np.ndarray | None, draws: Draws) -> Tensor:
+        """Refuse, as `read` does."""
+        self._refuse()
+
+    def image_rule(self) -> PixelRule:
+        """That of the data."""
+        return super().image_rule() if self.rule is None else self.rule
+
+    def fingerprint(self) -> dict[str, Any]:
+        """That of the data."""
+        return self.identity
+
+
+def _form(source: Source, *, counts: bool = True) -> dict[str, Any]:
+    """What is known of data without their samples, JSON values."""
+    try:
+        rule = asdict(source.image_rule())
+    except DataError:  # no images
+        rule = None
+    numbers = {"samples": len(source), "partners": source.partners} if counts else {}
+    return {
+        "spec": _plain(source.spec),
+        "cond": {name: _plain(spec) for name, spec in source.cond.items()},
+        "variants": source.variants,
+        "two_sided": source.two_sided,
+        "paired": source.paired,
+        "image_rule": rule,
+        **numbers,
+    }
+
+
+def _plain(spec: Spec) -> dict[str, Any]:
+    return {"shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch."), "classes": spec.classes}
+
+
+def _spec(value: Mapping[str, Any]) -> Spec:
+    return Spec(tuple(value["shape"]), getattr(torch, value["dtype"]), value["classes"])
+
+
+def _paths(data: Part) -> Iterator[Path]:
+    return (value for part in data.walk() for value in part.arguments.values() if isinstance(value, Path))
+
+
+def _moved(data: Part, paths: Mapping[str, str]) -> Part:
+    """The part with each path that is absent here replaced by where it lay when training began."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Part):
+            return _moved(value, paths)
+        if isinstance(value, Path) and not value.exists() and Path(paths.get(value.as_posix(), value)).exists():
+            return Path(paths[value.as_posix()])
+        return value
+
+    return replace(data, arguments={name: moved(value) for name, value in data.arguments.items()})
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows.items()])
+    return text.getvalue()
+
+
+def _change(key: str, then: Any, now: Any) -> str:
+    """What has changed; checksums themselves say nothing to a reader."""
+    if all(isinstance(value, str) and CHECKSUM.fullmatch(value) for value in (then, now)):
+        return f"{key}: their content has changed"
+    return f"{key}: {then!r} then, {now!r} now"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:TOLD]) + (", …" if len(names) > TOLD else "")
