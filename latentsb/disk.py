@@ -87,18 +87,17 @@ def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
     Args:
         error: what the system said.
         path: what was being written.
-        needed: bytes that the whole write takes.
+        needed: bytes that the whole write takes; 0 where that is not known.
     """
-    free = ""
+    sizes = [f"{needed:,} bytes are needed"] if needed else []
     if error.errno in FULL:
         try:
-            free = f", {shutil.disk_usage(path.parent).free:,} bytes are free there"
+            sizes.append(f"{shutil.disk_usage(path.parent).free:,} bytes are free there")
         except OSError:
             pass
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return DiskError(
-        f"cannot write {path}: {reason} ({needed:,} bytes are needed{free}); what was saved before is kept"
-    )
+    told = f" ({', '.join(sizes)})" if sizes else ""
+    return DiskError(f"cannot write {path}: {reason}{told}; what was saved before is kept")
 
 
 def ignore_size_signal() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import socket
 from collections.abc import Mapping
@@ -22,7 +20,8 @@ from latentsb import parallel
 from latentsb.checkpoint import Checkpoint, Checkpoints
 from latentsb.disk import disk_error, write_text
 from latentsb.environment import environment
-from latentsb.errors import CheckpointError, LockedError
+from latentsb.errors import CheckpointError, Error, LockedError
+from latentsb.identity import IMPORTS, check_imports, compare, compare_imports
 from latentsb.recipe import Recipe
 from latentsb.recipe.nodes import dump
 
@@ -33,14 +32,10 @@ if TYPE_CHECKING:
     from latentsb.solvers.base import Solver
     from latentsb.tensors import Condition
 
-__all__ = ["Run", "identity", "last_record", "load_run", "runs_in"]
+__all__ = ["Run", "last_record", "load_run", "runs_in"]
 
 RECIPE, RESOLVED, ENVIRONMENT, LOG, LOCK = "recipe.yaml", "resolved.yaml", "environment.json", "log.jsonl", "lock"
-IMPORTS = "imports"
-# Keys that may change between two starts of a run: they decide how long it goes on and what is seen of it.
-FREE = re.compile(
-    r"(train|stages\.\d+)\.(images|max_time|log_every|save_every|preview_every|keep|workers|max_bad)|preview(\..*)?|stages"
-)
+DATA = ("data.json", "files.csv", "unreadable.csv")  # what is known of the data
 logger = logging.getLogger(__name__)
 
 
@@ -61,6 +56,7 @@ class Run:
         self.path, self.recipe = path, recipe
         self.checkpoints = Checkpoints(path / "checkpoints", keep=recipe.train.keep)
         self._lock: int | None = None
+        self._new = False
         self._log_failed = False
         self._kept: tuple[tuple[str, int | None], Experiment] | None = None
 
@@ -68,6 +64,7 @@ class Run:
     def create(cls, recipe: Recipe, path: str | Path) -> Run:
         """Make a run folder, or take up one of the same recipe; lock it until `close`.
 
+        A folder without a valid checkpoint may be taken up by another recipe, which begins it anew.
         Of several processes only the main one does so; the others learn whether it succeeded.
 
         Args:
@@ -76,7 +73,8 @@ class Run:
 
         Raises:
             LockedError: if another process trains in it.
-            CheckpointError: if it holds another recipe, or something that is no run.
+            CheckpointError: if it holds another recipe, imported files that were changed since, or something that is
+                no run.
             DiskError: if it cannot be written.
         """
         made = parallel.first(lambda: cls._create(recipe, Path(path)))
@@ -84,15 +82,18 @@ class Run:
 
     @classmethod
     def _create(cls, recipe: Recipe, folder: Path) -> Run:
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file; a run needs a folder: -o FOLDER")
+        run = cls(folder, recipe)
+        run._new = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            run = cls(folder, recipe)
             run._acquire()
         except OSError as error:
             raise disk_error(error, folder, 0) from error
         try:
             if (folder / RESOLVED).exists():
-                run._compare(cls.open(folder).recipe)
+                run._take_up()
             else:
                 foreign = {p.name for p in folder.iterdir() if not p.name.startswith(".tmp-")}
                 foreign -= {LOCK, RECIPE, ENVIRONMENT, IMPORTS}
@@ -102,6 +103,7 @@ class Run:
                     )
             run._write()
         except BaseException:
+            run.discard()
             run.close()
             raise
         return run
@@ -118,9 +120,15 @@ class Run:
             known = [run.name for run in runs_in(folder.parent)]
             hint = f" Runs there: {', '.join(known)}" if known else ""
             raise CheckpointError(f"{folder} is no run: it has no {RESOLVED}.{hint}")
-        _check_imports(folder)  # before anything of them runs
+        check_imports(folder)  # before anything of them runs
         recipe = Recipe.load(folder / RESOLVED)
         return cls(folder, recipe)
+
+    def discard(self) -> None:
+        """Remove the folder again if this object made it and nothing was trained, encoded or reported in it."""
+        kept = [self.path / "checkpoints", self.path / "latents", self.path / "nan_report"]
+        if self._new and self._lock is not None and not any(p.is_file() for at in kept for p in at.rglob("*")):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def close(self) -> None:
         """Give the lock back."""
@@ -191,12 +199,11 @@ class Run:
         Raises:
             CheckpointError: if there is no valid checkpoint.
         """
-        from latentsb.data.record import source_of
         from latentsb.experiment import build
         from latentsb.stages import fit_parts
 
         checkpoint = self.checkpoint()
-        experiment = build(self.recipe, weights=False, source=source_of(self.path, self.recipe.data))
+        experiment = build(self.recipe, weights=False)
         experiment.load_state_dict(self.weights(weights, checkpoint))
         experiment = replace(experiment, step=checkpoint.step, seen=int(checkpoint.state["seen"]), weights=weights)
         experiment = experiment.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -275,29 +282,42 @@ class Run:
         except BlockingIOError:
             owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
             os.close(handle)
-            raise LockedError(f"{self.path} is being trained in by {owner}; stop it, or give another --run") from None
+            raise LockedError(
+                f"{self.path} is being trained in by {owner}; stop it, or name another folder with -o"
+            ) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         self._lock = handle
 
-    def _compare(self, stored: Recipe) -> None:
-        differing = {k: v for k, v in self.recipe.differences(stored).items() if not FREE.fullmatch(k)}
-        kept, ours = stored.stages, self.recipe.stages
-        if len(kept) != len(ours) or any(a.train != b.train for a, b in zip(kept, ours, strict=False)):
-            differing["stages"] = ([s.train for s in ours], [s.train for s in kept])
-        else:
-            for i, (own, old) in enumerate(zip(ours, kept, strict=True)):
-                new, was = own.settings.model_dump(), old.settings.model_dump()
-                keys = (f"stages.{i}.{k}" for k in new if new[k] != was[k] and f"train.{k}" not in differing)
-                for key in keys:
-                    name = key.rpartition(".")[2]
-                    if not FREE.fullmatch(key):
-                        differing[key] = (new[name], was[name])
-        if differing:
-            told = "; ".join(f"{key}: asked {ours!r}, trained with {was!r}" for key, (ours, was) in differing.items())
-            raise CheckpointError(
-                f"{self.path} was trained with another recipe ({told}); change it back, or give another --run"
-            )
+    def _take_up(self) -> None:
+        """Check that the folder is of this recipe; one in which nothing was trained becomes it."""
+        stored: Recipe | None = None
+        refusal: Error
+        try:
+            # Compared first: the stored files cannot be imported beside changed ones of the same words.
+            compare_imports(self.path, self.recipe)
+            stored = Run.open(self.path).recipe
+            compare(self.path, self.recipe, stored)
+            return
+        except Error as error:
+            refusal = error
+        if self.checkpoints.latest() is not None:
+            raise refusal
+        logger.info("%s holds nothing trained yet: it begins anew with the recipe as it is now", self.path)
+        self._clear(stored)
+
+    def _clear(self, stored: Recipe | None) -> None:
+        """Remove what a start with another recipe left; latents stay where data and autoencoder are the same."""
+        for name in (RESOLVED, RECIPE, ENVIRONMENT, LOG, *DATA):
+            (self.path / name).unlink(missing_ok=True)
+        folders = [IMPORTS, "nan_report", "tensorboard"]
+        heads = {key.partition(".")[0] for key in self.recipe.differences(stored)} if stored else {"data"}
+        if heads & {"data", "autoencoder", "seed", "imports"}:
+            folders.append("latents")
+        for name in folders:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for picture in (self.path / "samples").glob("preview-*.png"):
+            picture.unlink()
 
     def _write(self) -> None:
         """Write what was asked; `resolved.yaml` last, since it is what makes the folder a run."""
@@ -331,17 +351,6 @@ class Run:
         return f"Run({str(self.path)!r})"
 
 
-def identity(recipe: Recipe) -> str:
-    """sha256 of what decides a run's numbers: the resolved recipe without the keys that may change between starts."""
-    kept = {key: value for key, value in recipe.resolved().items() if key not in ("name", "about", "imports")}
-    stages = [{"train": s.train, **s.settings.model_dump(mode="json")} for s in recipe.stages]
-    kept.update(stages=stages, imports=dict(recipe.hashes))
-    essence = {k: v for k, v in kept.items() if k not in ("train", "preview")}
-    for i, stage in enumerate(stages):
-        essence["stages"][i] = {k: v for k, v in stage.items() if not FREE.fullmatch(f"stages.{i}.{k}")}
-    return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
-
-
 def load_run(path: str | Path) -> Run:
     """Open a trained run: `load_run("runs/x").sample(16, seed=0)`."""
     return Run.open(path)
@@ -365,16 +374,3 @@ def _records(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return found
-
-
-def _check_imports(folder: Path) -> None:
-    """Compare the stored imports with their hashes.
-
-    Raises:
-        CheckpointError: if one is missing or was changed.
-    """
-    listed = folder / IMPORTS / "sha256.json"
-    for name, digest in (json.loads(listed.read_text()) if listed.exists() else {}).items():
-        path = folder / IMPORTS / name
-        if name.endswith(".py") and (not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest):
-            raise CheckpointError(f"{path} is not the file that the run was trained with")

@@ -17,23 +17,22 @@ from torch import Tensor, nn
 
 from latentsb import parallel
 from latentsb.checkpoint import Checkpoint
-from latentsb.data.record import same_data
 from latentsb.data.source import Source
 from latentsb.data.stream import Stream
 from latentsb.ema import Average, Ema, HalfLife, PowerFunction
 from latentsb.errors import CheckpointError
 from latentsb.experiment import Experiment, part_of
 from latentsb.guard import LAG, Guard
+from latentsb.identity import identity
 from latentsb.networks.attention import check_backend, set_attention
 from latentsb.networks.base import Network
 from latentsb.recipe import Stage, TrainSettings
 from latentsb.rounds import Renewal
-from latentsb.run import identity
 from latentsb.tensors import Batch, Condition
 from latentsb.trainable import Trainable
 from latentsb.update import Update
 
-__all__ = ["Session", "average_of", "fingerprint", "fit_parts", "latents_of", "passes_of"]
+__all__ = ["Session", "average_of", "check_settings", "fingerprint", "fit_parts", "latents_of", "passes_of"]
 
 logger = logging.getLogger(__name__)
 KEYS = frozenset(
@@ -67,6 +66,22 @@ def average_of(settings: TrainSettings) -> tuple[Average, ...]:
     return (PowerFunction(width=settings.ema.power),)
 
 
+def short(settings: TrainSettings, device: torch.device) -> bool:
+    """Whether a stage computes in bf16 on a device."""
+    if settings.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return settings.precision == "bf16"
+
+
+def check_settings(settings: TrainSettings, device: torch.device) -> None:
+    """Find out, before anything is written, whether a stage can run on a device.
+
+    Raises:
+        BackendError: if its attention cannot.
+    """
+    check_backend(settings.attention, device, torch.bfloat16 if short(settings, device) else torch.float32)
+
+
 class Session:
     """A stage in progress.
 
@@ -95,7 +110,8 @@ class Session:
         self.head = self.stage.train.partition(".")[0]
         self.trainable, self.part = experiment.trainable(self.stage.train)
         self.schedule = self.trainable.schedule(self.part)
-        self.bf16 = self._choose_precision()
+        self.bf16 = short(self.settings, experiment.device)
+        check_settings(self.settings, experiment.device)
         self._prepare()
         averages = average_of(self.settings)
         self.ema = Ema(self.trainable, averages) if averages else None
@@ -120,19 +136,12 @@ class Session:
         """Whether no stage follows."""
         return self.number == len(self.experiment.recipe.stages) - 1
 
-    def _choose_precision(self) -> bool:
-        if self.settings.precision == "auto":
-            return self.experiment.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return self.settings.precision == "bf16"
-
     def _prepare(self) -> None:
         """Switches of the networks; everything that is not trained is frozen and in evaluation mode."""
         for module in self.experiment.modules.values():
             module.eval()
             module.requires_grad_(False)
         part_of(self.trainable, self.part).train()
-        device, dtype = self.experiment.device, torch.bfloat16 if self.bf16 else torch.float32
-        check_backend(self.settings.attention, device, dtype)
         for module in self.experiment.modules.values():
             set_attention(module, self.settings.attention)
         networks = [m for m in self.trainable.modules() if isinstance(m, Network)]
@@ -258,7 +267,7 @@ class Session:
             raise CheckpointError(f"{checkpoint.path}: state.json: {', '.join(sorted(wrong))} missing or unknown")
         if state["recipe"] != identity(self.experiment.recipe):
             raise CheckpointError(f"{checkpoint.path} belongs to another recipe: it was copied here from another run")
-        same_data(checkpoint.path, state["data"], fingerprint(self.experiment.source))
+        _same_data(checkpoint, state["data"], fingerprint(self.experiment.source))
         self.load_weights(checkpoint)
         self.step, self.seen, self.seconds = state["step"], state["seen"], state["seconds"]
         self.finished, self.fitted, self.logs = state["finished"], state["fitted"], dict(state["logs"])
@@ -378,3 +387,10 @@ def fingerprint(source: Source) -> dict[str, Any]:
     """What identifies the data, as JSON gives it back."""
     found: dict[str, Any] = json.loads(json.dumps(source.fingerprint()))
     return found
+
+
+def _same_data(checkpoint: Checkpoint, then: Any, now: Any) -> None:
+    differing = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
+    if differing:
+        told = "; ".join(f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in differing)
+        raise CheckpointError(f"{checkpoint.path} was trained on other data ({told})")

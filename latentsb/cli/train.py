@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from latentsb.cli.recipes import Imports, Overrides, RecipeName, load_recipe
+from latentsb.errors import Error
 
 if TYPE_CHECKING:
+    import torch
+
     from latentsb.experiment import Experiment
+    from latentsb.recipe import Recipe
     from latentsb.run import Run
 
 __all__ = ["list_runs", "register"]
@@ -27,7 +34,7 @@ def train(
     recipe: RecipeName,
     overrides: Overrides = None,
     imports: Imports = None,
-    run: Annotated[Path | None, typer.Option("--run", "-o", help="Run folder; runs/NAME if none.")] = None,
+    run: Annotated[Path | None, typer.Option("-o", "--run", help="Run folder; runs/NAME if none.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show what would be done; write nothing.")
     ] = False,
@@ -38,7 +45,8 @@ def train(
     """
     import logging
 
-    bound = load_recipe(recipe, overrides, imports)
+    with told_once():
+        bound = load_recipe(recipe, overrides, imports)
     path = run or RUNS / bound.name
     if dry_run:
         from latentsb.cli.checking import report
@@ -47,7 +55,6 @@ def train(
         typer.echo(f"the run would be {path}; nothing was written")
         return
     from latentsb import parallel
-    from latentsb.experiment import build
     from latentsb.run import Run
     from latentsb.trainer import Trainer, start_processes
 
@@ -56,10 +63,14 @@ def train(
     logging.basicConfig(level=level, format="%(message)s")
     main = parallel.is_main()
     try:
-        opened = Run.create(bound, path)
+        with told_once():
+            experiment = checked(bound, path, device)
+            opened = Run.create(bound, path)
         try:
-            experiment = build(bound)
             outcome = Trainer(opened, experiment, device).fit()
+        except Exception:
+            opened.discard()
+            raise
         finally:
             opened.close()
     finally:
@@ -68,6 +79,34 @@ def train(
         typer.echo(ending(opened, experiment))
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """Of the processes that `torchrun` started on a machine, let the first alone tell what is wrong for all."""
+    try:
+        yield
+    except Error as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise typer.Exit(error.exit_code) from None
+        raise
+
+
+def checked(recipe: Recipe, path: Path, device: torch.device) -> Experiment:
+    """The experiment, built and checked before a folder is made for it.
+
+    Borrowed weights are not read where the run has its own: the run that they came from may be gone.
+    """
+    from latentsb.checkpoint import Checkpoints
+    from latentsb.experiment import build
+    from latentsb.stages import check_settings
+
+    borrowed = any(part.from_run for section in recipe.parts.values() for part in section.walk())
+    resumed = borrowed and Checkpoints(path / "checkpoints").latest() is not None
+    experiment = build(recipe, weights=not resumed)
+    for stage in recipe.stages:
+        check_settings(stage.settings, device)
+    return experiment
 
 
 def ending(run: Run, experiment: Experiment) -> str:

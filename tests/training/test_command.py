@@ -131,3 +131,86 @@ def test_a_run_is_opened_and_sampled_from_python(tmp_path, train):
     eight, four = opened.sample(8, seed=3), opened.sample(4, seed=7)
     torch.testing.assert_close(eight.images[4:], four.images)
     assert json.loads((run.path / "log.jsonl").read_text().splitlines()[-1])["images"] == 64
+
+
+KL = """
+data: digits
+autoencoder: {name: kl, widths: [16]}
+bridge: {name: flow, network: {name: dit, width: 16, depth: 1, heads: 1}}
+solver: {name: euler, steps: 2}
+train: {images: 32, batch: 32, log_every: 32, preview_every: 1000000}
+preview: {n: 1}
+"""
+
+
+def test_a_borrowed_autoencoder_is_used_resumed_and_outlives_its_run(tmp_path, call):
+    (tmp_path / "first.yaml").write_text(KL + "stages: [{train: autoencoder}]\n")
+    (tmp_path / "second.yaml").write_text(
+        KL.replace("{name: kl, widths: [16]}", "{run: runs/first, part: autoencoder}")
+    )
+    assert call("train", "first.yaml")[0] == 0
+    assert call("train", "second.yaml")[0] == 0
+    first, second = (load_run(f"runs/{name}").experiment(device="cpu") for name in ("first", "second"))
+    theirs = first.autoencoder.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in second.autoencoder.model.state_dict().items())
+    assert call("train", "second.yaml", "train.images=64")[0] == 0, "it goes on"
+    (tmp_path / "runs/first").rename(tmp_path / "gone")
+    code, _, err = call("sample", "runs/second", "-n", "2", "--device", "cpu")
+    assert code == 0, err
+    assert call("report", "runs/second")[0] == 0
+    code, _, err = call("train", "runs/second/resolved.yaml", "train.images=96")
+    assert code == 0, err
+    assert load_run("runs/second").checkpoint().step == 3
+
+
+def test_a_failed_start_leaves_nothing_and_the_corrected_command_works(tmp_path, call):
+    (tmp_path / "r.yaml").write_text(KL.replace("{name: kl, widths: [16]}", "identity"))
+    for wrong, code in (("data={name: folder, path: nowhere, size: 8}", 3), ("train.attention=xformers", 9)):
+        assert call("train", "r.yaml", wrong)[0] == code
+        assert not (tmp_path / "runs/r").exists()
+    assert call("train", "r.yaml")[0] == 0
+
+
+def test_a_folder_in_which_nothing_was_trained_is_taken_up_by_another_recipe(tmp_path, call, caplog):
+    (tmp_path / "r.yaml").write_text(KL.replace("{name: kl, widths: [16]}", "identity"))
+    code, _, err = call("train", "r.yaml", "train.lr=1e30", "train.clip=null", "train.warmup=0", "train.images=640")
+    assert code == 8, err
+    assert list((tmp_path / "runs/r/nan_report").iterdir()), "the report that the message names is kept"
+    with caplog.at_level(logging.INFO):
+        code, _, err = call("train", "r.yaml", "seed=5")
+    assert code == 0, err
+    assert "runs/r holds nothing trained yet: it begins anew" in caplog.text
+    run = Run.open("runs/r")
+    assert run.recipe.seed == 5
+    assert [r["step"] for r in run.records()] == [1]
+    assert not (run.path / "nan_report").exists()
+    code, _, err = call("train", "r.yaml", "seed=6")
+    assert (code, "name another folder with -o" in err) == (5, True)
+
+
+def test_a_changed_import_is_refused_and_named(tmp_path, call, recipe_text):
+    source = next(line for line in recipe_text.splitlines() if line.startswith("imports")).split("[")[1].rstrip("]")
+    part = tmp_path / "part.py"
+    part.write_text(open(source).read().replace('register("alternating")', 'register("changing")'))
+    text = recipe_text.replace(source, "part.py").replace("name: alternating", "name: changing")
+    (tmp_path / "r.yaml").write_text(text.replace("images: 320", "images: 16"))
+    assert call("train", "r.yaml")[0] == 0
+    from latentsb.bridge import BRIDGES
+
+    BRIDGES._classes.pop("changing")  # another start is another process
+    part.write_text(part.read_text() + "\n# changed\n")
+    code, _, err = call("train", "r.yaml")
+    BRIDGES._classes.pop("changing", None)
+    assert code == 5
+    assert err.startswith("part.py: the imported file has changed since runs/r began; change it back, or begin another")
+    assert err.rstrip().endswith("-o")
+
+
+def test_a_run_folder_that_is_a_file_is_told(tmp_path, call):
+    (tmp_path / "r.yaml").write_text(KL.replace("{name: kl, widths: [16]}", "identity"))
+    code, _, err = call("train", "r.yaml", "-o", "r.yaml")
+    assert code == 5
+    assert err == "r.yaml is a file; a run needs a folder: -o FOLDER\n"
+    code, _, err = call("train", "r.yaml", "-o", "r.yaml/run")
+    assert code == 6
+    assert "bytes" not in err
