@@ -199,11 +199,12 @@ class Run:
         Raises:
             CheckpointError: if there is no valid checkpoint.
         """
+        from latentsb.data.record import source_of
         from latentsb.experiment import build
         from latentsb.stages import fit_parts
 
         checkpoint = self.checkpoint()
-        experiment = build(self.recipe, weights=False)
+        experiment = build(self.recipe, weights=False, source=source_of(self.path, self.recipe.data))
         experiment.load_state_dict(self.weights(weights, checkpoint))
         experiment = replace(experiment, step=checkpoint.step, seen=int(checkpoint.state["seen"]), weights=weights)
         experiment = experiment.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

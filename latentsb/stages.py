@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from latentsb import parallel
 from latentsb.checkpoint import Checkpoint
+from latentsb.data.record import same_data
 from latentsb.data.source import Source
 from latentsb.data.stream import Stream
 from latentsb.ema import Average, Ema, HalfLife, PowerFunction
@@ -267,7 +268,7 @@ class Session:
             raise CheckpointError(f"{checkpoint.path}: state.json: {', '.join(sorted(wrong))} missing or unknown")
         if state["recipe"] != identity(self.experiment.recipe):
             raise CheckpointError(f"{checkpoint.path} belongs to another recipe: it was copied here from another run")
-        _same_data(checkpoint, state["data"], fingerprint(self.experiment.source))
+        same_data(checkpoint.path, state["data"], fingerprint(self.experiment.source))
         self.load_weights(checkpoint)
         self.step, self.seen, self.seconds = state["step"], state["seen"], state["seconds"]
         self.finished, self.fitted, self.logs = state["finished"], state["fitted"], dict(state["logs"])
@@ -387,10 +388,3 @@ def fingerprint(source: Source) -> dict[str, Any]:
     """What identifies the data, as JSON gives it back."""
     found: dict[str, Any] = json.loads(json.dumps(source.fingerprint()))
     return found
-
-
-def _same_data(checkpoint: Checkpoint, then: Any, now: Any) -> None:
-    differing = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
-    if differing:
-        told = "; ".join(f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in differing)
-        raise CheckpointError(f"{checkpoint.path} was trained on other data ({told})")
