@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -99,8 +100,30 @@ def copy(
     source = find(recipe)
     target = path if path is not None else Path(source.name)
     target = target / source.name if target.is_dir() else target
-    _write(target, source.read_text(encoding="utf-8"))
+    _write(target, renamed(source.read_text(encoding="utf-8"), target.stem))
     typer.echo(f"wrote {target}\nnext: latentsb check {target}\n      latentsb train {target}")
+
+
+def renamed(text: str, name: str) -> str:
+    """The text of a recipe under another name, where it gives one; everything else as it stands.
+
+    Raises:
+        RecipeError: if a recipe cannot have this name.
+    """
+    import json
+
+    from latentsb.errors import Problem, RecipeError
+    from latentsb.recipe.document import NAME
+    from latentsb.recipe.nodes import parse_value
+
+    found = re.search(r"^name:[ \t]+(\"[^\"\n]*\"|'[^'\n]*'|[^\s#][^#\n]*?)(?=[ \t]*$|[ \t]+#)", text, re.MULTILINE)
+    if found is None:
+        return text
+    if not NAME.fullmatch(name):
+        message = f"'{name}' cannot be a recipe's name: expected letters, digits, '.', '_' and '-' only"
+        raise RecipeError([Problem("", "PATH", message)])
+    written = name if parse_value(name, "PATH").value == name else json.dumps(name)
+    return text[: found.start(1)] + written + text[found.end(1) :]
 
 
 def schema(

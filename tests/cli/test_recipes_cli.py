@@ -290,3 +290,23 @@ def test_the_documented_exit_codes_are_those_of_the_errors():
     kinds = [getattr(errors, name) for name in errors.__all__ if isinstance(getattr(errors, name), type)]
     of_errors = {kind.__name__: kind.exit_code for kind in kinds if issubclass(kind, errors.Error)}
     assert {name: int(code) for code, name in rows} == of_errors
+
+
+@pytest.mark.parametrize("name", ["my", "2024", "true", "a.b-c"])
+def test_a_copy_has_its_own_name_and_differs_in_nothing_else(run, tmp_path, name):
+    assert run("copy", "digits", f"{name}.yaml")[0] == 0
+    _, out, _ = run("show", "digits")
+    ours, theirs = (tmp_path / f"{name}.yaml").read_text().splitlines(), out.splitlines()
+    differing = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
+    assert [b for _, b in differing] == ["name: digits"]
+    assert run("train", f"{name}.yaml", "--dry-run")[1].endswith(f"the run would be runs/{name}; nothing was written\n")
+
+
+def test_a_copy_keeps_the_comment_behind_the_name_and_refuses_what_is_no_name(run, tmp_path):
+    (tmp_path / "own.yaml").write_text("name: 'of mine'  # said so\n" + DIGITS)
+    assert run("copy", "own.yaml", "other.yaml")[0] == 0
+    assert (tmp_path / "other.yaml").read_text() == "name: other  # said so\n" + DIGITS
+    code, _, err = run("copy", "own.yaml", "my copy.yaml")
+    assert code == 2
+    assert "'my copy' cannot be a recipe's name" in err
+    assert not (tmp_path / "my copy.yaml").exists()
