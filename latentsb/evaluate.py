@@ -26,6 +26,7 @@ def evaluate(
     *,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> dict[str, Measured]:
     """Measure n samples of a run.
 
@@ -39,6 +40,7 @@ def evaluate(
         n: samples.
         seed: of the first.
         progress: called with the number of samples just drawn.
+        tell: called with a line on the samples that were drawn.
 
     Raises:
         UnknownPartError: if a metric does not exist.
@@ -50,6 +52,9 @@ def evaluate(
     for metric in chosen.values():
         metric.require(labels=labels is not None)
     drawn = sample_folder(run, experiment, n, seed=seed, progress=progress)
+    if tell is not None and drawn.fresh:
+        more = " more" if drawn.fresh < n else ""
+        tell(f"drew {drawn.fresh:,}{more} sample{'s' if drawn.fresh > 1 else ''} into {drawn.path}")
     subject = Subject(drawn.samples, items.x0, labels)
     folder = run.path / "evaluations"
     make(folder)

@@ -7,7 +7,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class SampleFolder:
     """
 
     path: Path
-    samples: Tensor
+    samples: Tensor = field(repr=False)
     fresh: int
     protocol: dict[str, Any]
 
@@ -125,18 +125,16 @@ def sample_folder(
     pictures = are_pictures(experiment.autoencoder)
     # Pictures are kept as they come, so that a long command can be interrupted; the rest is small and comes at once.
     chunk = batch if pictures else max(1, len(missing))
-    for first in range(0, len(missing), chunk):
-        found = sample(
-            experiment,
-            missing[first : first + chunk],
-            label=label,
-            solver=solver,
-            guidance=guidance,
-            batch=batch,
-            progress=progress,
-        )
-        facts |= {"calls": found.calls, "notes": list(found.notes)}
-        keep(folder, found, pictures)
+    how: dict[str, Any] = {"label": label, "solver": solver, "guidance": guidance, "batch": batch, "progress": progress}
+    try:
+        for first in range(0, len(missing), chunk):
+            found = sample(experiment, missing[first : first + chunk], **how)
+            facts |= {"calls": found.calls, "notes": list(found.notes)}
+            keep(folder, found, pictures)
+    except KeyboardInterrupt as stop:
+        drawn = len(held_seeds(folder).intersection(range(seed, seed + n)))
+        stop.add_note(f"interrupted: {drawn:,} of {n:,} drawn in {folder}; the same command goes on")
+        raise
     samples = load_samples(folder, range(seed, seed + n))
     save_picture(samples[:SHOWN] if samples.ndim == 4 else samples, folder / GRID)
     content = previous(folder) | facts | {"count": len(held_seeds(folder))}
@@ -278,8 +276,7 @@ def inputs_of(experiment: Experiment, files: Sequence[Path], n: int, seed: int) 
         DataError: if a file cannot be read, or the run's data are no images.
     """
     if files:
-        opened = [experiment.source.open(f) for f in files]
-        return Inputs(torch.stack(opened), Condition(), tuple(map(str, files)))
+        return Inputs(torch.stack(opened_files(experiment, files)), Condition(), tuple(map(str, files)))
     total = len(experiment.source)
     if n > total:
         raise ArgumentError("number", f"found {n}, expected at most {total}: so many samples has the data")
@@ -287,6 +284,19 @@ def inputs_of(experiment: Experiment, files: Sequence[Path], n: int, seed: int) 
     items = experiment.source.read(index)
     used = {name: value for name, value in items.cond.items() if name in experiment.bridge.ends.cond}
     return Inputs(items.x0, Condition(used), tuple(f"data[{i}]" for i in index))
+
+
+def opened_files(experiment: Experiment, files: Sequence[Path]) -> list[Tensor]:
+    """The files as the run's data; all that cannot be read are told at once."""
+    opened, faults = [], []
+    for file in files:
+        try:
+            opened.append(experiment.source.open(file))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError("\n".join(dict.fromkeys(faults)))
+    return opened
 
 
 def write_reconstruction(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,11 @@ SHOWN = 64
 
 class Result(ABC):
     """Something generated, on the CPU."""
+
+    def __repr__(self) -> str:
+        """Shapes in place of numbers."""
+        told = (f"{f.name}={_brief(getattr(self, f.name))}" for f in fields(cast(Any, self)))
+        return f"{type(self).__name__}({', '.join(told)})"
 
     @abstractmethod
     def picture(self) -> Image:
@@ -58,7 +63,17 @@ class Result(ABC):
         return path
 
 
-@dataclass(frozen=True)
+def _brief(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"<{' × '.join(map(str, value.shape))}>"
+    if isinstance(value, Condition):
+        return f"<{', '.join(value.values)}>" if value.values else "none"
+    if isinstance(value, tuple) and len(value) > 3 and all(isinstance(v, int) for v in value):
+        return f"({value[0]}, …, {value[-1]})"
+    return repr(value)
+
+
+@dataclass(frozen=True, repr=False)
 class Samples(Result):
     """Generated samples.
 
@@ -91,7 +106,7 @@ class Samples(Result):
         return held | dict(self.cond.values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reconstruction(Result):
     """Originals, what the autoencoder alone makes of them, and what the bridge makes of their code.
 
@@ -124,7 +139,7 @@ class Reconstruction(Result):
         return {name: getattr(self, name) for name in ("originals", "autoencoder", "bridge", "z")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Interpolation(Result):
     """Frames between two ends.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from latentsb.errors import Error, RecipeError
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-__all__ = ["console", "count", "progress", "size", "table", "tell", "visible"]
+__all__ = ["Lines", "console", "count", "progress", "size", "table", "tell", "visible"]
+
+QUIET_SECONDS = 5.0
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -40,6 +43,29 @@ def progress() -> Progress:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console(stderr=True), transient=True)
+
+
+class Lines:
+    """Progress off a terminal: a line on standard error every few seconds.
+
+    Args:
+        title: of the work.
+        total: of what is counted.
+    """
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total, self.done = title, total, 0
+        self.began = self.said = time.monotonic()
+
+    def advance(self, done: int) -> None:
+        """Count; say so if the last line is old."""
+        self.done += done
+        now = time.monotonic()
+        if now - self.said < QUIET_SECONDS or self.done >= self.total:
+            return
+        self.said = now
+        left = (now - self.began) / self.done * (self.total - self.done)
+        print(f"{self.title}: {self.done:,} of {self.total:,} · {left:,.0f} s left", file=sys.stderr, flush=True)
 
 
 def tell(error: Error) -> None:

@@ -67,7 +67,7 @@ def sample(
     n: Annotated[int, typer.Option("-n", "--number", min=1, help="How many.")] = 64,
     seed: Seed = 0,
     label: Annotated[int | None, typer.Option(help="Class, for class-conditional runs; all in turn if none.")] = None,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = 1.0,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale; 1 is none.")] = 1.0,
     output: Annotated[Path | None, typer.Option(help="Folder; inside the run if none.")] = None,
     batch: BatchOption = 256,
     weights: WeightsOption = Weights.ema,
@@ -169,7 +169,7 @@ def evaluate(
     opened, experiment = load(run, weights, device, attention)
     words = [word.strip() for word in metrics.split(",") if word.strip()]
     with bar("sampling", n) as advance, arguments():
-        measured = measure(opened, experiment, words, n, seed=seed, progress=advance)
+        measured = measure(opened, experiment, words, n, seed=seed, progress=advance, tell=typer.echo)
     for name, figure in measured.items():
         show_figure(name, figure)
     typer.echo(f"stored in {run / 'evaluations'}")
@@ -274,12 +274,13 @@ def arguments() -> Iterator[None]:
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; what is called with the number just finished."""
-    from latentsb.cli.console import progress
+    """A bar on standard error, elsewhere a line now and then; what is called with the number just finished."""
+    from latentsb.cli.console import Lines, progress
 
-    shown = progress()
-    shown.disable = not sys.stderr.isatty()
-    with shown:
+    if not sys.stderr.isatty():
+        yield Lines(title, total).advance
+        return
+    with progress() as shown:
         task = shown.add_task(title, total=total)
         yield lambda done: shown.advance(task, done)
 

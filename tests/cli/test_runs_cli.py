@@ -167,7 +167,7 @@ def test_evaluate_and_report(command, runs):
         ),
         (["reconstruct", "runs/coded", "-n", "1798"], 2, r"--number: found 1798, expected at most 1797"),
         (["interpolate", "runs/coded", "a.png"], 2, r"IMAGE: found 1, expected pairs: an even number"),
-        (["interpolate", "runs/points", "pyproject", "toml"], 3, r"pyproject: there is no such file"),
+        (["interpolate", "runs/points", "pyproject", "pyproject"], 3, r"pyproject: there is no such file"),
         (["sample", "runs/classes", "--label", "10"], 2, r"--label: found 10, expected 0 to 9"),
         (["sample", "runs/coded", "--label", "1"], 7, r"label: this bridge was trained without labels"),
         (["sample", "runs/coded", "--guidance", "2"], 7, r"guidance needs one of the conditions label, attributes"),
@@ -220,3 +220,64 @@ def test_a_killed_sample_goes_on(runs):
     done = subprocess.run(command, cwd=runs, capture_output=True, text=True, check=True)
     assert f"{4000 - held} new samples (4000 asked" in done.stdout
     assert len(list((runs / "k").glob("0*.png"))) == 4000
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (("trian",), "no such command 'trian'. Did you mean 'train'?"),
+        (("sample", "runs/coded", "-n", "0"), "invalid value for '-n' / '--number': expected ≥ 1"),
+        (("sample", "runs/coded", "--guidance", "-2"), "invalid value for '--guidance': expected ≥ 0"),
+        (("reconstruct", "runs/coded", "--mode", "pretty"), "'--mode': found 'pretty', expected one of 'faithful'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(command, asked, told):
+    code, out, err = command(*asked)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert told in err
+
+
+def test_all_files_that_cannot_be_read_are_told(command, runs):
+    (runs / "bad.png").write_text("no picture")
+    code, _, err = command("reconstruct", "runs/coded", "bad.png", "nothere.png")
+    assert code == 3
+    assert [line.split(":")[0] for line in err.splitlines()] == ["bad.png", "nothere.png"]
+
+
+def test_evaluate_says_what_it_adds_to_the_samples(command):
+    command("sample", "runs/classes", "-n", "3")
+    _, out, _ = command("evaluate", "runs/classes", "-n", "40")
+    assert re.search(r"^drew \d\d more samples into runs/classes/samples/step-000000002$", out, re.MULTILINE)
+
+
+def test_an_interruption_says_what_is_there(command, monkeypatch):
+    import latentsb.outputs
+
+    drawn = latentsb.outputs.sample
+
+    def once(experiment, seeds, **how):
+        if seeds[0] > 100:
+            raise KeyboardInterrupt
+        return drawn(experiment, seeds, **how)
+
+    monkeypatch.setattr(latentsb.outputs, "sample", once)
+    code, _, err = command("sample", "runs/coded", "-n", "6", "--seed", "97", "--batch", "4")
+    assert code == 130
+    assert err == ("interrupted: 4 of 6 drawn in runs/coded/samples/step-000000002; the same command goes on\n")
+
+    def at_once(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("latentsb.cli.runs.load", at_once)
+    assert command("sample", "runs/coded") == (130, "", "interrupted\n")
+
+
+def test_progress_off_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
+    from latentsb.cli import console
+
+    clock = iter([0.0, 1.0, 6.0, 7.0, 20.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    lines = console.Lines("sampling", 4000)
+    for _ in range(4):
+        lines.advance(1000)
+    assert capsys.readouterr().err == "sampling: 2,000 of 4,000 · 6 s left\n"

@@ -150,3 +150,13 @@ def test_what_cannot_be_done_is_told(exact):
         interpolate(exact.autoencoder, points[:2], frames=1)
     with pytest.raises(ArgumentError, match=r"found shape \(2, 3\), expected \(B, 2\)"):
         reconstruct(exact.autoencoder, torch.zeros(2, 3))
+
+
+def test_results_show_shapes_in_place_of_numbers(tiny):
+    made = tiny.sample(16)
+    assert len(repr(made)) < 300
+    assert "images=<16 × 1 × 8 × 8>" in repr(made)
+    assert "seeds=(0, …, 15)" in repr(made)
+    images = torch.zeros(2, 1, 8, 8)
+    assert len(repr(tiny.reconstruct(images))) < 300
+    assert len(repr(tiny.interpolate(images))) < 300
