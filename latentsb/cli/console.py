@@ -75,9 +75,6 @@ def tell(error: Error) -> None:
         print(visible(line), file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
         print(visible(note), file=sys.stderr)
-    if isinstance(error, RecipeError):
-        n = len(error.problems)
-        print(f"{n} problem{'s' if n != 1 else ''}; nothing was started.", file=sys.stderr)
 
 
 def visible(text: str) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentsb.errors import Error
+from latentsb.errors import Error, Problem, RecipeError
 
 if TYPE_CHECKING:
     from latentsb.recipe import Recipe
 
-__all__ = ["Imports", "Overrides", "RecipeName", "load_recipe", "register"]
+__all__ = ["Imports", "Overrides", "RecipeName", "load_recipe", "nothing_started", "register"]
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A file, or the name of a shipped recipe.")]
 Overrides = Annotated[
@@ -45,7 +47,19 @@ def load_recipe(recipe: str, overrides: list[str] | None, imports: list[str] | N
     """
     from latentsb.recipe import Recipe
 
-    return Recipe.load(recipe, overrides or (), imports or ())
+    with nothing_started():
+        return Recipe.load(recipe, overrides or (), imports or ())
+
+
+@contextmanager
+def nothing_started() -> Iterator[None]:
+    """Count the problems of a recipe that a command would have started."""
+    try:
+        yield
+    except RecipeError as error:
+        n = len(error.problems)
+        error.add_note(f"{n} problem{'s' if n != 1 else ''}; nothing was started.")
+        raise
 
 
 def list_(
@@ -87,7 +101,8 @@ def check(recipe: RecipeName, overrides: Overrides = None, imports: Imports = No
     bound = load_recipe(recipe, overrides, imports)
     from latentsb.cli.checking import report
 
-    report(bound)
+    with nothing_started():
+        report(bound)
 
 
 def copy(
@@ -112,7 +127,6 @@ def renamed(text: str, name: str) -> str:
     """
     import json
 
-    from latentsb.errors import Problem, RecipeError
     from latentsb.recipe.document import NAME
     from latentsb.recipe.nodes import parse_value
 

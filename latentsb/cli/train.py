@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentsb.cli.recipes import Imports, Overrides, RecipeName, load_recipe
+from latentsb.cli.recipes import Imports, Overrides, RecipeName, load_recipe, nothing_started
 from latentsb.errors import Error
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["list_runs", "register"]
 
 RUNS = Path("runs")
+# Seconds that the other processes stay: torchrun ends the first one, told or not, as soon as any other has left.
+TELLING = 5.0
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +54,8 @@ def train(
     if dry_run:
         from latentsb.cli.checking import report
 
-        report(bound)
+        with nothing_started():
+            report(bound)
         typer.echo(f"the run would be {path}; nothing was written")
         return
     from latentsb import parallel
@@ -64,7 +68,8 @@ def train(
     main = parallel.is_main()
     try:
         with told_once():
-            experiment = checked(bound, path, device)
+            with nothing_started():
+                experiment = checked(bound, path, device)
             opened = Run.create(bound, path)
         try:
             outcome = Trainer(opened, experiment, device).fit()
@@ -88,6 +93,7 @@ def told_once() -> Iterator[None]:
         yield
     except Error as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(TELLING)
             raise typer.Exit(error.exit_code) from None
         raise
 

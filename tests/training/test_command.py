@@ -214,3 +214,15 @@ def test_a_run_folder_that_is_a_file_is_told(tmp_path, call):
     code, _, err = call("train", "r.yaml", "-o", "r.yaml/run")
     assert code == 6
     assert "bytes" not in err
+
+
+@pytest.mark.parametrize("wrong", ["train.bach=3", "bridge.network.heads=5"])
+def test_a_mistake_is_told_by_the_first_process_alone(tmp_path, call, monkeypatch, wrong):
+    (tmp_path / "r.yaml").write_text(KL.replace("{name: kl, widths: [16]}", "identity"))
+    code, _, err = call("train", "r.yaml", wrong)
+    assert code == 2
+    assert err.splitlines()[-1] == "1 problem; nothing was started."
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("latentsb.cli.train.TELLING", 0.0)
+    monkeypatch.setattr("latentsb.trainer.start_processes", lambda: torch.device("cpu"))
+    assert call("train", "r.yaml", wrong) == (2, "", "")
