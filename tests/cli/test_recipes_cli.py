@@ -107,7 +107,7 @@ def test_check_tells_shapes_sizes_and_steps(run):
     assert re.search(r"samples +1,797", out)
     assert re.search(r"latents of all samples +(230|460) kB", out)
     assert re.search(r"bridge +200,000 +3,125 +111 ", out)
-    assert re.search(r"bridge +flow .*bridges/flow.py", out)
+    assert re.search(r"bridge +flow .*bridges\.flow\.Flow", out)
     from latentsb.experiment import build
     from latentsb.recipe import Recipe
 
