@@ -87,7 +87,7 @@ class DataError(Error):
 
 
 class CacheError(Error):
-    """A latent cache that does not belong to this recipe; names the field that differs."""
+    """A latent cache that does not belong to this recipe or is damaged; names the field that differs, or the files."""
 
     exit_code = 4
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from latentsb.cli.checking import report
 from latentsb.data import record
 from latentsb.data.folder import Folder
 from latentsb.data.record import Recorded
@@ -68,6 +69,14 @@ def test_unreadable_images_are_told_and_listed(caplog: pytest.LogCaptureFixture)
     assert [row["path"] for row in rows] == ["a/2.png"]
     with open("run/files.csv", newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 9
+
+
+def test_check_tells_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    report(Recipe.parse(RECIPE, (), label="toy"))
+    assert "left out" not in capsys.readouterr().out
+    Path("data/a/2.png").write_text("no picture")
+    report(Recipe.parse(RECIPE, (), label="toy"))
+    assert "1 of 10 images cannot be read and are left out; first: a/2.png" in " ".join(capsys.readouterr().out.split())
 
 
 def test_other_data_are_told_by_their_files() -> None:
