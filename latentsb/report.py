@@ -11,9 +11,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from latentsb.bridge import EncodingBridge
 from latentsb.disk import write_text
 from latentsb.errors import Error
 from latentsb.recipe import Recipe
+from latentsb.results import SHOWN
 from latentsb.run import Run
 
 __all__ = ["write_report"]
@@ -55,9 +57,7 @@ def write_report(run: Run, path: Path | None = None) -> Path:
     path = path or run.path / "report.html"
     records = run.records()
     sections = [
-        ("Samples", row(map(drawn, sorted(run.path.glob("samples/*/grid.png"))))),
-        ("Reconstructions", row(map(reconstructed, sorted(run.path.glob("reconstructions/*.png"))))),
-        ("Interpolations", row(map(interpolated, sorted(run.path.glob("interpolations/*.png"))))),
+        ("Samples, reconstructions, interpolations", row(pictures(run.path))),
         ("Previews", row(previews(run))),
         ("Figures", row(figures(run.path))),
         ("Curves", row(curves(records)) or "<p>Nothing has been logged yet.</p>"),
@@ -175,18 +175,26 @@ def plot(points: list[tuple[float, float]]) -> str:
 
 def previews(run: Run) -> Iterator[str]:
     """The first and the newest preview of each stage."""
+    encodes = issubclass(run.recipe.bridge.cls, EncodingBridge)
     stages: dict[str, list[Path]] = defaultdict(list)
     for path in sorted((run.path / "samples").glob("preview-*.png")):
         stages[path.stem.rpartition("-")[0]].append(path)
     for name, found in stages.items():
         stage = name.split("-", 2)[-1]
-        rows = "originals, what the autoencoder makes of them"
-        if stage != "autoencoder":
-            rows = "samples; where the bridge has an encoder also originals, autoencoder alone, bridge"
+        rows = "samples, originals, autoencoder alone, bridge" if encodes else "samples"
+        if stage == "autoencoder":
+            rows = "originals, what the autoencoder makes of them"
         for path in dict.fromkeys((found[0], found[-1])):
             seen = path.stem.rpartition("-")[2]
             after = f"{int(seen):,}" if seen.isdigit() else seen
             yield figure(path, f"stage '{stage}' after {after} images", f"rows: {rows}")
+
+
+def pictures(folder: Path) -> Iterator[str]:
+    """What the commands on the run left."""
+    yield from map(drawn, sorted(folder.glob("samples/*/grid.png")))
+    yield from map(reconstructed, sorted(folder.glob("reconstructions/*.png")))
+    yield from map(interpolated, sorted(folder.glob("interpolations/*.png")))
 
 
 def drawn(grid: Path) -> str:
@@ -194,7 +202,10 @@ def drawn(grid: Path) -> str:
     facts = facts_of(grid.with_name("samples.json"))
     told = []
     if {"count", "calls"} <= facts.keys():
-        told = [f"{facts['count']:,} samples, {facts['calls']} network calls each"]
+        first = (
+            f"the first {SHOWN} of " if facts["count"] > SHOWN and not grid.with_name("samples.npz").exists() else ""
+        )
+        told = [f"{first}{facts['count']:,} samples, {facts['calls']} network calls each"]
     if "seed" in facts:
         told += [f"row by row from seed {facts['seed']} on"]
     if facts.get("label") is not None:

@@ -280,7 +280,9 @@ def _unknown_words(binder: Binder, top: Mapping[str, Node]) -> None:
         known = sorted({word for room in rooms(kind) for word in files_of(room)})
         if name is not None and isinstance(name.value, str) and name.value not in known:
             hint = nearest(name.value, known)
-            binder.tell(name.place, kind, f"no {kind} is called '{name.value}'.{hint} Known: {', '.join(known)}")
+            own = f"(a {kind} of your own: --import FILE)".replace("a auto", "an auto")
+            told = f"no {kind} is called '{name.value}'.{hint} Known: {', '.join(known)} {own}"
+            binder.tell(name.place, kind, told)
 
 
 def _import_all(binder: Binder, imports: Sequence[Import]) -> dict[str, str]:

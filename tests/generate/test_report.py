@@ -87,3 +87,26 @@ def test_a_run_without_anything_has_a_page(tiny, tmp_path):
     shutil.copy(tiny.path / "resolved.yaml", folder)
     page = Page(write_report(Run.open(folder)).read_text())
     assert "Nothing has been logged yet." in page.text
+
+
+def test_the_page_tells_what_was_changed_and_what_the_pictures_are(tiny, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny.path, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    for sub in ("reconstructions", "interpolations", "evaluations"):
+        (folder / sub).mkdir(exist_ok=True)
+        save_image(torch.zeros(1, 8, 8), folder / sub / "x.png")
+    with open(folder / "log.jsonl", "a") as log:
+        for images in (700, 800):
+            log.write(json.dumps({"stage": "bridge", "images": images, "memory": 7, "lr": 0.1, "loss": images}) + "\n")
+    (folder / "evaluations/x.json").write_text(json.dumps({"value": 0.25, "floors": {"noise": 0.5}, "real": 9}))
+    (folder / "recipe.yaml").write_text(tiny.recipe.text.replace("z_dim: 4", "z_dim: 9"))
+    page = Page(write_report(Run.open(folder)).read_text())
+    assert "each row: an original, the frames, the other original" in page.text
+    assert "rows: originals, autoencoder alone, bridge" in page.text
+    assert "bridge memory" not in page.text
+    assert "bridge lr" not in page.text
+    assert page.text.index("interpolations") < page.text.index("noise") < page.text.index("bridge loss")
+    assert page.text.index("bridge loss") < page.text.index("As it was given")
+    assert ("Changed when it was started" in page.text) == ("z_dim: 4" in tiny.recipe.text)
+    (folder / "recipe.yaml").write_text(tiny.recipe.text)
+    assert "Changed when" not in Page(write_report(Run.open(folder)).read_text()).text
