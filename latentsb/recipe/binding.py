@@ -20,7 +20,7 @@ from latentsb.recipe.nodes import Node
 from latentsb.recipe.part import FromRun, Part
 from latentsb.registry import Registry, UnknownPartError, registry_of
 
-__all__ = ["MISSING", "Binder", "Key", "keys_of", "part_of"]
+__all__ = ["MISSING", "Binder", "Key", "keys_of", "own_part", "part_of"]
 
 S = TypeVar("S", bound=BaseModel)
 MISSING: Any = inspect.Parameter.empty
@@ -79,6 +79,11 @@ def part_of(value: Any, base: type[Any], deferred: bool = False, path: str = "")
         name: _default(given.get(name, key.default), key, _join(path, name)) for name, key in keys_of(cls).items()
     }
     return Part(registry.kind, registry.word_of(cls), cls, arguments, deferred=deferred, key=path)
+
+
+def own_part(kind: str) -> str:
+    """How to bring a part that latentsb does not know: `(a bridge of your own: --import FILE)`."""
+    return f"({'an' if kind[0] in 'aeiou' else 'a'} {kind} of your own: --import FILE)"
 
 
 def _default(value: Any, key: Key, path: str) -> Any:
@@ -199,7 +204,7 @@ class Binder:
         try:
             cls = registry[name.value]
         except UnknownPartError as error:
-            self.tell(name.place, key, str(error))
+            self.tell(name.place, key, f"{error} {own_part(registry.kind)}")
             return None
         except ImportError as error:
             self.tell(name.place, key, f"{registry.kind} '{name.value}' cannot be imported: {error}")

@@ -18,7 +18,7 @@ from typing import Any
 
 from latentsb.errors import Problem, RecipeError, nearest
 from latentsb.recipe.annotations import Wrong, check, found, plain
-from latentsb.recipe.binding import Binder, part_of
+from latentsb.recipe.binding import Binder, own_part, part_of
 from latentsb.recipe.imports import Import, load_import
 from latentsb.recipe.merge import override
 from latentsb.recipe.nodes import Node, dump
@@ -280,9 +280,8 @@ def _unknown_words(binder: Binder, top: Mapping[str, Node]) -> None:
         known = sorted({word for room in rooms(kind) for word in files_of(room)})
         if name is not None and isinstance(name.value, str) and name.value not in known:
             hint = nearest(name.value, known)
-            own = f"(a {kind} of your own: --import FILE)".replace("a auto", "an auto")
-            told = f"no {kind} is called '{name.value}'.{hint} Known: {', '.join(known)} {own}"
-            binder.tell(name.place, kind, told)
+            told = f"no {kind} is called '{name.value}'.{hint} Known: {', '.join(known)}"
+            binder.tell(name.place, kind, f"{told} {own_part(kind)}")
 
 
 def _import_all(binder: Binder, imports: Sequence[Import]) -> dict[str, str]:

@@ -237,6 +237,13 @@ def test_a_mistake_on_the_command_line_is_one_line(command, asked, told):
     assert told in err
 
 
+@pytest.mark.parametrize("asked", ["bridge=dbea", "autoencoder=kll"])
+def test_an_unknown_part_says_how_to_bring_ones_own(command, asked):
+    code, _, err = command("check", "digits", asked)
+    assert code == 2
+    assert re.search(r"\(an? (bridge|autoencoder) of your own: --import FILE\)\n", err)
+
+
 def test_all_files_that_cannot_be_read_are_told(command, runs):
     (runs / "bad.png").write_text("no picture")
     code, _, err = command("reconstruct", "runs/coded", "bad.png", "nothere.png")
