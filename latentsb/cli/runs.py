@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+SHOWN = 256
+"""Images of the run's data that `reconstruct` takes where no number is given."""
+
 
 class Mode(StrEnum):
     """How a code is decoded."""
@@ -102,7 +105,9 @@ def sample(
 def reconstruct(
     run: RunPath,
     images: Files = None,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Images of the run's data.")] = 256,
+    n: Annotated[
+        int | None, typer.Option("-n", "--number", min=1, help="Images of the run's data; 256 or all, if none.")
+    ] = None,
     mode: ModeOption = Mode.faithful,
     seed: Seed = 0,
     weights: WeightsOption = Weights.ema,
@@ -117,7 +122,7 @@ def reconstruct(
     opened, experiment = load(run, weights, device, attention)
     require(experiment.bridge, EncodingBridge, "reconstruct")
     with arguments():
-        inputs = inputs_of(experiment, images or [], n, seed)
+        inputs = inputs_of(experiment, images or [], n or min(SHOWN, len(experiment.source)), seed)
         with bar("reconstructing", len(inputs.names)) as advance:
             made = write_reconstruction(opened, experiment, inputs, mode=mode.value, seed=seed, progress=advance)
     show_similarity(made, mode)

@@ -93,7 +93,7 @@ def same_files(folder: Path, source: Source) -> None:
     if told:
         raise CheckpointError(
             f"{folder} was trained on other data: {len(then):,} files then, {len(now):,} now; {told}; "
-            "put them back, or give another --run"
+            "put them back, or give another run folder: -o"
         )
 
 
