@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,6 +281,10 @@ class Stage:
 
 def start_processes() -> torch.device:
     """Join the other processes where `torchrun` started several; returns this one's device."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # Optimisers import this. Imported once a group exists, it holds on to the group (in default arguments), whose
+        # threads then outlive `parallel.leave` and now and then abort the interpreter's end.
+        importlib.import_module("torch._dynamo")
     from accelerate import PartialState
 
     device: torch.device = PartialState().device
