@@ -155,8 +155,8 @@ class Checkpoints:
         if step in self.steps():
             try:
                 return self._verify(self.path(step), step)
-            except Damaged:
-                pass
+            except Damaged as damage:
+                log.warning("%s is damaged (%s) and is written again", self.path(step), damage)
         files = {name + SUFFIX: save_tensors(dict(values)) for name, values in tensors.items()}
         files[STATE] = _json(state)
         files[MANIFEST] = _manifest(files, {name: len(values) for name, values in tensors.items()})
@@ -272,7 +272,7 @@ class Checkpoints:
                     self._verify(path, step)
                 valid += 1
             except (Damaged, CheckpointError):
-                pass
+                continue  # it does not count as one that is kept, and resuming reports it
 
     def _remove(self, path: Path) -> None:
         if not self.disk.is_dir(path):

@@ -6,6 +6,7 @@ replay every state in which a machine may come back.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -91,10 +92,8 @@ def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
     """
     sizes = [f"{needed:,} bytes are needed"] if needed else []
     if error.errno in FULL:
-        try:
+        with contextlib.suppress(OSError):  # the folder itself may be gone; the first error is what matters
             sizes.append(f"{shutil.disk_usage(path.parent).free:,} bytes are free there")
-        except OSError:
-            pass
     reason = os.strerror(error.errno) if error.errno else str(error)
     told = f" ({', '.join(sizes)})" if sizes else ""
     return DiskError(f"cannot write {path}: {reason}{told}; what was saved before is kept")

@@ -82,7 +82,7 @@ class PowerFunction(Average):
     """Average with weights proportional to `τ^gamma` over the images τ seen so far; it has no scale of its own.
 
     `avg(t) = (γ+1)/t^(γ+1) ∫_0^t τ^γ θ(τ) dτ`; the relative width
-    `σ_rel = sqrt(γ+1) / ((γ+2) sqrt(γ+3))` determines γ (Eq. 131 there, solved here as the cubic
+    `σ_rel = sqrt(γ+1) / ((γ+2) sqrt(γ+3))` determines γ (Eq. 123 there, solved here as the cubic
     `(γ+2)²(γ+3) = (γ+1)/σ_rel²`).
 
     Args:

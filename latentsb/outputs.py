@@ -230,8 +230,8 @@ def agree(folder: Path, facts: Mapping[str, Any]) -> None:
         if folder.exists() and held_seeds(folder):
             raise DataError(f"{folder} holds pictures but no {PROTOCOL} that says what they are; {hint}")
         return
-    for key in asked.keys() - FREE:
-        if before.get(key) != asked[key]:
+    for key in asked:
+        if key not in FREE and before.get(key) != asked[key]:
             raise DataError(
                 f"{folder} holds samples of another protocol: {key} was {before.get(key)!r}, now {asked[key]!r}; {hint}"
             )

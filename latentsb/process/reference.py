@@ -1,7 +1,7 @@
 """Reference processes: the linear Gaussian process that a bridge is a bridge of.
 
 `dX = f(t) X dt + g(t) dW` on t in [0, 1]. Every coefficient of a scalar reference follows from two functions,
-`alpha(t) = exp ∫ f` and the clock `r(t) = ρ²_t / ρ²_1` with `ρ²_t = ∫ g²/α²` (Zheng et al. 2024, DBIM, Sec. 3).
+`alpha(t) = exp ∫ f` and the clock `r(t) = ρ²_t / ρ²_1` with `ρ²_t = ∫ g²/α²` (Zheng et al. 2024, DBIM).
 Concrete references stand in `latentsb.process.references`.
 """
 

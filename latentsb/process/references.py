@@ -56,7 +56,7 @@ class Varying(ScalarReference):
 
     The defaults are the continuous form of I2SB's schedule with `beta_max = 0.3`, whose epsilon is 0.141.
 
-    Source: Liu et al. 2023, I2SB, Sec. 4.
+    Source: Liu et al. 2023, I2SB.
 
     Args:
         beta_ends: g² at t = 0 and t = 1.

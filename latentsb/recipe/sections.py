@@ -58,7 +58,7 @@ class Ema(_Section):
     )
     power: OpenFraction | None = Field(
         default=None,
-        description="power-function average; its relative width (Karras et al. 2024, Eq. 127), 0.05 to 0.2",
+        description="power-function average; its relative width (Karras et al. 2024, Eq. 123), 0.05 to 0.2",
     )
 
     def model_post_init(self, context: Any) -> None:
@@ -77,7 +77,7 @@ class TrainSettings(_Section):
     images: Count = Field(default=1_000_000, description="total number of images (with repetition) of the stage")
     batch: Count = Field(default=128, description="images per step, over all processes together")
     micro_batch: Count | None = Field(
-        default=None, description="images per forward pass and process; null: as many as fit"
+        default=None, description="images per forward pass and process; null: all rows of the process at once"
     )
     lr: Positive = Field(default=3e-4, description="peak learning rate of AdamW")
     warmup: NonNegativeInt = Field(default=10_000, description="images over which the learning rate rises linearly")

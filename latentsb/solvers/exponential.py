@@ -32,7 +32,7 @@ class Posterior(StepSolver[None]):
     `x_t = a_t x1 + b_t D + k (x_s − a_s x1 − b_s D) + w eps` with `w = eta sqrt(c_t (1 − sigma_t²/sigma_s²))` and
     `k = sqrt((c_t − w²)/c_s)`; every eta keeps the marginals.
 
-    Source: Song et al. 2021 (DDIM), Eq. 12; Zheng et al. 2024 (Diffusion bridge implicit models), Eq. 14.
+    Source: Song et al. 2021 (DDIM), Eq. 12; Zheng et al. 2024 (Diffusion bridge implicit models).
 
     Args:
         steps: intervals.

@@ -18,9 +18,34 @@ from latentsb.tensors import expand_as
 __all__ = ["Euler", "Heun"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class OdeSolver(StepSolver[None]):
+    """A one-step method on the probability-flow ODE, in the coordinates of choice.
+
+    Args:
+        steps: intervals.
+        grid: where they lie.
+        start: how a denoising bridge leaves t = 1.
+        coordinates: `time` for any bridge; `noise` for denoising ones, where the ODE is nearly straight; `natural`
+            takes `noise` where there is any.
+    """
+
+    steps: Count
+    grid: Grid = Natural()
+    start: Start = FromNoise()
+    coordinates: Coordinates = NaturalCoordinate()
+
+    def __post_init__(self) -> None:
+        enforce(self)
+
+    def begin(self, bridge: Bridge, state: State, towards: End) -> None:
+        """Check that the bridge has these coordinates."""
+        self.coordinates.clock(bridge, state.t)
+
+
 @SOLVERS.register("euler")
 @dataclass(frozen=True, kw_only=True)
-class Euler(StepSolver[None]):
+class Euler(OdeSolver):
     """Euler's method on the probability-flow ODE; `steps` calls, order 1.
 
     Source: Song et al. 2021 (Score-based generative modeling through SDEs), Sec. 4.3.
@@ -34,16 +59,6 @@ class Euler(StepSolver[None]):
     """
 
     steps: Count = 50
-    grid: Grid = Natural()
-    start: Start = FromNoise()
-    coordinates: Coordinates = NaturalCoordinate()
-
-    def __post_init__(self) -> None:
-        enforce(self)
-
-    def begin(self, bridge: Bridge, state: State, towards: End) -> None:
-        """Check that the bridge has these coordinates."""
-        self.coordinates.clock(bridge, state.t)
 
     def step(
         self, bridge: Bridge, state: State, s: Tensor, draws: Draws, towards: End, memory: None
@@ -55,7 +70,7 @@ class Euler(StepSolver[None]):
 
 @SOLVERS.register("heun")
 @dataclass(frozen=True, kw_only=True)
-class Heun(StepSolver[None]):
+class Heun(OdeSolver):
     """Heun's method on the probability-flow ODE; two calls per step, order 2.
 
     A step that ends where the denoiser may not be asked (t = 0) is an Euler step, so a denoising bridge costs
@@ -72,16 +87,6 @@ class Heun(StepSolver[None]):
     """
 
     steps: Count = 25
-    grid: Grid = Natural()
-    start: Start = FromNoise()
-    coordinates: Coordinates = NaturalCoordinate()
-
-    def __post_init__(self) -> None:
-        enforce(self)
-
-    def begin(self, bridge: Bridge, state: State, towards: End) -> None:
-        """Check that the bridge has these coordinates."""
-        self.coordinates.clock(bridge, state.t)
 
     def step(
         self, bridge: Bridge, state: State, s: Tensor, draws: Draws, towards: End, memory: None

@@ -77,7 +77,7 @@ class Boot(Start):
     `x = a x1 + b D(x1, 1) + sqrt(c) eps`; one call more than `noise`, which matters when the grid begins at a
     sigma_eff of a few.
 
-    Source: Zheng et al. 2024 (Diffusion bridge implicit models), Alg. 1.
+    Source: Zheng et al. 2024 (Diffusion bridge implicit models).
     """
 
     def enter(self, bridge: DenoisingBridge, state: State, t: Tensor, draws: Draws) -> State:
