@@ -49,7 +49,7 @@ class DBAE(EncodingBridge):
     `D(x1, 1, x1, z)` estimates `E[x0 | z]` in one call; a solver draws from `p(x0 | z)`. New data needs new codes:
     until a learned prior exists they come from the Gaussian with the mean and full covariance of the training codes.
 
-    Source: Kim et al. 2025, Diffusion bridge autoencoders for unsupervised representation learning (ICLR; arXiv 2405.17111).
+    Source: Kim et al. 2025, Diffusion bridge autoencoders for unsupervised representation learning, ICLR.
 
     Args:
         ends: shapes and conditions; x1 is made by the bridge itself.
