@@ -52,6 +52,8 @@ class Autoencoder(Trainable):
         latent_dtype: what the cache may store latents in without loss that matters.
         bounded: decoded images are clamped to [-1, 1].
         is_identity: raw latents are the samples themselves, so that nothing is gained by caching them.
+        tileable: a latent depends on pixels within a bounded distance alone, and a pixel on latents, so that tiles
+            which overlap give exactly what the whole image gives. A normalisation over the image forbids it.
     """
 
     needs_images = True
@@ -62,6 +64,7 @@ class Autoencoder(Trainable):
     latent_dtype: torch.dtype = torch.float16
     bounded: bool = True
     is_identity: bool = False
+    tileable: bool = False
 
     def __init__(self, images: Spec, latent: Spec, *, normaliser: Normaliser = Channel()) -> None:
         super().__init__()
@@ -73,6 +76,16 @@ class Autoencoder(Trainable):
         self.shift: Tensor
         self.scale: Tensor
         self.fitted: Tensor
+
+    def load(self) -> None:
+        """Read the pretrained weights that the recipe names; called once, on the CPU, before anything else is.
+
+        Not called where all weights are overwritten anyway (another run's, a checkpoint's), nor where only shapes are
+        asked for: a constructor needs no weights. Nothing by default.
+
+        Raises:
+            DataError: if they are missing or do not fit; says what to put where.
+        """
 
     @abstractmethod
     def moments(self, images: Tensor) -> Moments:

@@ -103,12 +103,13 @@ def build(recipe: Recipe, *, weights: bool = True, source: Source | None = None)
 
     Args:
         recipe: bound and checked.
-        weights: load the parts that come from other runs; False where all weights are overwritten anyway.
+        weights: load pretrained weights and the parts that come from other runs; False where all weights are
+            overwritten anyway, or only shapes are asked for.
         source: of samples; the recipe's if None.
 
     Raises:
         RecipeError: if the parts do not fit each other; names the key.
-        DataError: if data is missing.
+        DataError: if data or pretrained weights are missing.
         CheckpointError: if a part from another run does not fit.
     """
     source = recipe.data.build() if source is None else source
@@ -126,6 +127,8 @@ def build(recipe: Recipe, *, weights: bool = True, source: Source | None = None)
     borrowed = [part for section in (recipe.autoencoder, recipe.bridge) for part in section.walk() if part.from_run]
     _check(experiment, {part.key for part in borrowed})
     if weights:
+        if recipe.autoencoder.from_run is None:
+            autoencoder.load()
         for part in borrowed:
             _borrow(experiment, part)
     for module in experiment.modules.values():

@@ -1,0 +1,143 @@
+"""What the tiny autoencoders of the TAESD family are made of, and how their published files are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from latentsb.errors import ArgumentError
+from latentsb.tensors import Spec
+from latentsb.weights import MODEL, files_of, fill, read
+
+__all__ = ["Block", "Halves", "Pooled", "SoftClamp", "conv", "latent_of", "tensors_of"]
+
+ACCEPTED = (("*_encoder.safetensors", "*_decoder.safetensors"), (MODEL,), ("*.safetensors",))
+
+
+def conv(before: int, after: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    """A 3×3 convolution."""
+    return nn.Conv2d(before, after, 3, stride, 1, bias=bias)
+
+
+class SoftClamp(nn.Module):
+    """`3 tanh(z / 3)`: latents beyond ±3 are drawn in."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The clamped latents."""
+        return torch.tanh(z / 3) * 3
+
+
+class Block(nn.Module):
+    """`relu(f(x) + x)` with three convolutions in `f`.
+
+    Args:
+        width: channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(conv(width, width), nn.ReLU(), conv(width, width), nn.ReLU(), conv(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of the same shape."""
+        branch: Tensor = self.conv(x)
+        return (branch + x).relu()
+
+
+class Pooled(Block):
+    """A block whose input first gains a branch that is normalised over the whole image, and so sees all of it.
+
+    Args:
+        width: channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        wide = 4 * width
+        self.pool = nn.Sequential(
+            nn.Conv2d(width, wide, 1, bias=False),
+            nn.GroupNorm(4, wide),
+            nn.ReLU(),
+            nn.Conv2d(wide, width, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of the same shape."""
+        return super().forward(x + self.pool(x))
+
+
+class Halves(nn.Module):
+    """An encoder and a decoder whose images are in [0, 1], seen from outside as in [-1, 1].
+
+    Args:
+        encoder: images to latents.
+        decoder: latents to images; its first layer is the clamp.
+    """
+
+    def __init__(self, encoder: nn.Sequential, decoder: nn.Sequential) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents of images in [-1, 1]."""
+        latents: Tensor = self.encoder((images + 1) / 2)
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images, about [-1, 1], of latents."""
+        images: Tensor = self.decoder(latents)
+        return images * 2 - 1
+
+    def load(self, weights: str | Path) -> None:
+        """Read published weights.
+
+        Args:
+            weights: a known name; a folder with `*_encoder.safetensors` and `*_decoder.safetensors`, or with one file
+                of both; or that file.
+
+        Raises:
+            DataError: if they are not there, or belong to another layout.
+        """
+        values, where = tensors_of(weights)
+        fill(self, values, where)
+
+
+def tensors_of(weights: str | Path) -> tuple[dict[str, Tensor], Path]:
+    """All tensors of published weights, named `encoder.0.weight` … as in `Halves`, and where they were found.
+
+    Two namings are in use: the layers' places in each half, and diffusers', whose decoder does not count the clamp.
+    """
+    paths = files_of(weights, *ACCEPTED)
+    if len(paths) == 1:
+        return dict(_renamed(read(paths[0]))), paths[0]
+    halves = {
+        f"{half}.{name}": v
+        for half, path in zip(("encoder", "decoder"), paths, strict=True)
+        for name, v in read(path).items()
+    }
+    return dict(_renamed(halves)), paths[0].parent
+
+
+def _renamed(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, value in values.items():
+        half, *rest = name.split(".")
+        if len(rest) > 1 and rest[0] == "layers" and rest[1].isdecimal():
+            rest = [str(int(rest[1]) + (half == "decoder")), *rest[2:]]
+        yield ".".join([half, *rest]), value
+
+
+def latent_of(images: Spec, channels: int, factor: int, word: str) -> Spec:
+    """Shape of a latent.
+
+    Raises:
+        ArgumentError: if these are no RGB images, or their sides do not divide.
+    """
+    if len(images.shape) != 3 or images.channels != 3:
+        cure = "; for grey images write channels: 3 in the data" if len(images.shape) == 3 else ""
+        raise ArgumentError("images", f"{word} needs images (3, H, W), found samples of shape {images.shape}{cure}")
+    if any(side % factor for side in images.shape[1:]):
+        raise ArgumentError("images", f"{word} divides the sides by {factor}; images have {images.shape[1:]}")
+    return Spec((channels, *(side // factor for side in images.shape[1:])))

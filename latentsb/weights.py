@@ -1,0 +1,197 @@
+"""Pretrained weights: their names, their one place on this machine, and what a file of them holds.
+
+A recipe names weights in one of two ways. A known name (`weights: taef2`) is looked for in the folder of that name
+below `LATENTSB_WEIGHTS`; anything else is a path, also `./taef2`. Nothing is ever downloaded unasked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentsb.errors import ArgumentError, DataError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["CONFIG", "ENVIRONMENT", "KNOWN", "MODEL", "Known", "files_of", "fill", "home", "known", "place", "read"]
+
+ENVIRONMENT = "LATENTSB_WEIGHTS"
+CONFIG, MODEL = "config.json", "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """Published weights.
+
+    Args:
+        about: what they are, in a few words.
+        autoencoder: the word of the autoencoder that they belong to.
+        repo: on the Hugging Face Hub.
+        files: of that repository that are needed; safetensors and JSON only.
+        size: bytes of these files, about.
+        licence: as the repository states it.
+        shape: the autoencoder's own keys that follow from the weights, so that shapes are known without them.
+    """
+
+    about: str
+    autoencoder: str
+    repo: str
+    files: tuple[str, ...] = (CONFIG, MODEL)
+    size: int
+    licence: str = "MIT"
+    shape: Mapping[str, Any] = field(default_factory=dict)
+
+
+SD = {"latent_channels": 4, "widths": (128, 256, 512, 512), "blocks": 2, "groups": 32, "attention": True}
+BIG, TINY = 335_000_000, 9_800_000
+
+KNOWN: Mapping[str, Known] = {
+    "sd-vae-ft-mse": Known(
+        about="Stable Diffusion 1 and 2, decoder tuned for squared error",
+        autoencoder="kl",
+        repo="stabilityai/sd-vae-ft-mse",
+        size=BIG,
+        shape=SD,
+    ),
+    "sd-vae-ft-ema": Known(
+        about="Stable Diffusion 1 and 2, decoder tuned further",
+        autoencoder="kl",
+        repo="stabilityai/sd-vae-ft-ema",
+        size=BIG,
+        shape=SD,
+    ),
+    "sdxl-vae": Known(about="Stable Diffusion XL", autoencoder="kl", repo="stabilityai/sdxl-vae", size=BIG, shape=SD),
+    "taesd": Known(
+        about="tiny, for the latents of Stable Diffusion 1 and 2",
+        autoencoder="taesd",
+        repo="madebyollin/taesd",
+        size=TINY,
+        shape={"latent_channels": 4},
+    ),
+    "taesdxl": Known(
+        about="tiny, for the latents of Stable Diffusion XL",
+        autoencoder="taesd",
+        repo="madebyollin/taesdxl",
+        size=TINY,
+        shape={"latent_channels": 4},
+    ),
+    "taesd3": Known(
+        about="tiny, for the latents of Stable Diffusion 3",
+        autoencoder="taesd",
+        repo="madebyollin/taesd3",
+        size=TINY,
+        shape={"latent_channels": 16},
+    ),
+    "taef1": Known(
+        about="tiny, for the latents of FLUX.1",
+        autoencoder="taesd",
+        repo="madebyollin/taef1",
+        size=TINY,
+        shape={"latent_channels": 16},
+    ),
+    "taef2": Known(
+        about="tiny, for the latents of FLUX.2",
+        autoencoder="taef2",
+        repo="madebyollin/taef2",
+        files=("taef2.safetensors",),
+        size=TINY,
+    ),
+}
+
+
+def home() -> Path:
+    """Where weights of known names lie: `$LATENTSB_WEIGHTS`, or `~/.cache/latentsb/weights`."""
+    return Path(os.environ.get(ENVIRONMENT) or "~/.cache/latentsb/weights").expanduser()
+
+
+def known(weights: str | Path, autoencoder: str) -> Known | None:
+    """What is known of these weights without reading them; None for a path.
+
+    Raises:
+        ArgumentError: for known weights of another autoencoder.
+    """
+    found = KNOWN.get(weights) if isinstance(weights, str) else None
+    if found is not None and found.autoencoder != autoencoder:
+        fit = [name for name, other in KNOWN.items() if other.autoencoder == autoencoder]
+        there = f"; weights for '{autoencoder}': {', '.join(fit)}" if fit else ""
+        raise ArgumentError("weights", f"'{weights}' belongs to '{found.autoencoder}', not to '{autoencoder}'{there}")
+    return found
+
+
+def place(weights: str | Path) -> Path:
+    """The folder of a known name, or the path itself."""
+    return home() / weights if isinstance(weights, str) and weights in KNOWN else Path(weights).expanduser()
+
+
+def files_of(weights: str | Path, *accepted: tuple[str, ...]) -> tuple[Path, ...]:
+    """The files of weights.
+
+    Args:
+        weights: a known name, a folder, or a file, which then is the only one.
+        accepted: sets of file names (`*` for any text) of which the first that is there is taken.
+
+    Raises:
+        DataError: if none of them is there, or a name fits several files; says what to put where.
+    """
+    where = place(weights)
+    if where.is_file():
+        return (where,)
+    for names in accepted:
+        found = [sorted(where.glob(name)) for name in names]
+        for name, paths in zip(names, found, strict=True):
+            if len(paths) > 1 and all(found):
+                listed = ", ".join(path.name for path in paths)
+                raise DataError(
+                    f"weights {where}: {name} may be any of {listed}; keep one of them there, or name a file"
+                )
+        if all(found):
+            return tuple(paths[0] for paths in found)
+    wanted = ", or ".join(" and ".join(names) for names in accepted)
+    if where != Path(weights).expanduser():
+        cure = f"run 'latentsb fetch {weights}', or put them there"
+        raise DataError(f"weights '{weights}': found no {wanted} in {where}; {cure}")
+    hint = nearest(str(weights), KNOWN)
+    raise DataError(f"weights: found no {wanted} in {where}; put them there, or name a folder that has them.{hint}")
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        DataError: if it is not a whole one.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        values: dict[str, Tensor] = load_file(path)
+        return values
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = "only safetensors are read, no pickles" if path.suffix in (".pth", ".pt", ".bin", ".ckpt") else error
+        raise DataError(f"{path}: cannot be loaded ({reason})") from error
+
+
+def fill(module: nn.Module, values: Mapping[str, Tensor], where: Path) -> None:
+    """Copy tensors into a module's own, of whatever type.
+
+    Raises:
+        DataError: naming what is missing, unknown, or of another shape; nothing is copied then.
+    """
+    own = module.state_dict()
+    wrong = list(_misfits({k: tuple(v.shape) for k, v in own.items()}, {k: tuple(v.shape) for k, v in values.items()}))
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise DataError(f"{where} does not fit: {'; '.join(wrong[:3])}{more}")
+    module.load_state_dict({name: value.to(own[name].dtype) for name, value in values.items()})
+
+
+def _misfits(own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    yield from (f"{name} is missing" for name in own if name not in found)
+    yield from (f"{name} is unknown" for name in found if name not in own)
+    for name, shape in own.items():
+        if name in found and found[name] != shape:
+            yield f"{name} is {found[name]}, expected {shape}"
