@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from latentsb.autoencoder import Autoencoder
 from latentsb.bridge import Bridge
 from latentsb.data.source import Source
+from latentsb.data.subset import split
 from latentsb.errors import CheckpointError, Problem, RecipeError, nearest
 from latentsb.laws import Ends
 from latentsb.randomness import key_of
@@ -29,7 +30,7 @@ class Experiment:
 
     Args:
         recipe: where they come from.
-        source: of samples: images, vectors.
+        source: of the samples that are trained on: images, vectors.
         autoencoder: images to latents and back.
         bridge: between the two laws, in latent space.
         solver: the recipe's way of sampling.
@@ -37,6 +38,7 @@ class Experiment:
         step: optimiser steps of the run behind these weights; 0 for new ones.
         seen: images of the present stage behind them.
         weights: `model`, or the label of an average.
+        held: of samples that are kept from training; None where there are none.
     """
 
     recipe: Recipe
@@ -48,6 +50,7 @@ class Experiment:
     step: int = 0
     seen: int = 0
     weights: str = "model"
+    held: Source | None = None
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -98,21 +101,24 @@ def load_weights(own: Mapping[str, Tensor], values: Mapping[str, Tensor], what: 
         own[name].copy_(value)
 
 
-def build(recipe: Recipe, *, weights: bool = True, source: Source | None = None) -> Experiment:
+def build(
+    recipe: Recipe, *, weights: bool = True, source: Source | None = None, held: Source | None = None
+) -> Experiment:
     """Build the objects of a recipe on the CPU, with parameters that depend on the recipe's seed alone.
 
     Args:
         recipe: bound and checked.
         weights: load pretrained weights and the parts that come from other runs; False where all weights are
             overwritten anyway, or only shapes are asked for.
-        source: of samples; the recipe's if None.
+        source: of all samples of `data`; the recipe's if None.
+        held: of the data that `held_out` names; the recipe's if None.
 
     Raises:
         RecipeError: if the parts do not fit each other; names the key.
         DataError: if data or pretrained weights are missing.
         CheckpointError: if a part from another run does not fit.
     """
-    source = recipe.data.build() if source is None else source
+    source, held = _held_out(recipe, recipe.data.build() if source is None else source, held)
     autoencoder: Autoencoder = _seeded(recipe, recipe.autoencoder, source.spec)
     ends = Ends(
         spec=autoencoder.latent,
@@ -123,7 +129,7 @@ def build(recipe: Recipe, *, weights: bool = True, source: Source | None = None)
         two_sided=source.two_sided,
     )
     bridge: Bridge = _seeded(recipe, recipe.bridge, ends)
-    experiment = Experiment(recipe, source, autoencoder, bridge, recipe.solver.build())
+    experiment = Experiment(recipe, source, autoencoder, bridge, recipe.solver.build(), held=held)
     borrowed = [part for section in (recipe.autoencoder, recipe.bridge) for part in section.walk() if part.from_run]
     _check(experiment, {part.key for part in borrowed})
     if weights:
@@ -134,6 +140,24 @@ def build(recipe: Recipe, *, weights: bool = True, source: Source | None = None)
     for module in experiment.modules.values():
         module.eval()
     return experiment
+
+
+def _held_out(recipe: Recipe, source: Source, held: Source | None) -> tuple[Source, Source | None]:
+    """What is trained on, and what is kept from it."""
+    asked = recipe.held_out
+    if asked is None:
+        return source, None
+    if not isinstance(asked, Part):
+        return split(source, asked, recipe.seed)
+    other: Source = asked.build() if held is None else held
+    forms = {"shape": (other.spec.shape, source.spec.shape), "two ends": (other.two_sided, source.two_sided)}
+    for name in recipe.conditions:
+        if name in source.cond:
+            forms[f"condition '{name}'"] = (other.cond.get(name), source.cond[name])
+    told = [f"{what}: found {theirs}, the data have {ours}" for what, (theirs, ours) in forms.items() if theirs != ours]
+    if told:
+        raise RecipeError(_problem(asked, f"held-out data must be of the data's form; {message}") for message in told)
+    return source, other
 
 
 def _conditions(recipe: Recipe, source: Source) -> dict[str, Spec]:

@@ -22,6 +22,8 @@ FREE = re.compile(
 def identity(recipe: Recipe) -> str:
     """sha256 of what decides a run's numbers: the resolved recipe without the keys that may change between starts."""
     kept = {key: value for key, value in recipe.resolved().items() if key not in ("name", "about", "imports")}
+    if recipe.held_out is None:  # a run that was begun before there was this key goes on
+        del kept["held_out"]
     stages = [{"train": s.train, **s.settings.model_dump(mode="json")} for s in recipe.stages]
     kept.update(stages=stages, imports=dict(recipe.hashes))
     essence = {k: v for k, v in kept.items() if k not in ("train", "preview")}

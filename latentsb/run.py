@@ -22,7 +22,7 @@ from latentsb.disk import disk_error, write_text
 from latentsb.environment import environment
 from latentsb.errors import CheckpointError, Error, LockedError
 from latentsb.identity import IMPORTS, check_imports, compare, compare_imports
-from latentsb.recipe import Recipe
+from latentsb.recipe import Part, Recipe
 from latentsb.recipe.nodes import dump
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ __all__ = ["Run", "last_record", "load_run", "runs_in"]
 
 RECIPE, RESOLVED, ENVIRONMENT, LOG, LOCK = "recipe.yaml", "resolved.yaml", "environment.json", "log.jsonl", "lock"
 DATA = ("data.json", "files.csv", "unreadable.csv")  # what is known of the data
+LATENTS = ("latents", "latents-held-out")
 logger = logging.getLogger(__name__)
 
 
@@ -126,7 +127,7 @@ class Run:
 
     def discard(self) -> None:
         """Remove the folder again if this object made it and nothing was trained, encoded or reported in it."""
-        kept = [self.path / "checkpoints", self.path / "latents", self.path / "nan_report"]
+        kept = [self.path / name for name in ("checkpoints", *LATENTS, "nan_report")]
         if self._new and self._lock is not None and not any(p.is_file() for at in kept for p in at.rglob("*")):
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -204,7 +205,9 @@ class Run:
         from latentsb.stages import fit_parts
 
         checkpoint = self.checkpoint()
-        experiment = build(self.recipe, weights=False, source=source_of(self.path, self.recipe.data))
+        kept = self.recipe.held_out
+        held = source_of(self.path, kept, held=True) if isinstance(kept, Part) else None
+        experiment = build(self.recipe, weights=False, source=source_of(self.path, self.recipe.data), held=held)
         experiment.load_state_dict(self.weights(weights, checkpoint))
         experiment = replace(experiment, step=checkpoint.step, seen=int(checkpoint.state["seen"]), weights=weights)
         experiment = experiment.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -313,8 +316,8 @@ class Run:
             (self.path / name).unlink(missing_ok=True)
         folders = [IMPORTS, "nan_report", "tensorboard"]
         heads = {key.partition(".")[0] for key in self.recipe.differences(stored)} if stored else {"data"}
-        if heads & {"data", "autoencoder", "seed", "imports"}:
-            folders.append("latents")
+        if heads & {"data", "held_out", "autoencoder", "seed", "imports"}:
+            folders += LATENTS
         for name in folders:
             shutil.rmtree(self.path / name, ignore_errors=True)
         for picture in (self.path / "samples").glob("preview-*.png"):

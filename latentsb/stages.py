@@ -25,6 +25,7 @@ from latentsb.errors import CheckpointError
 from latentsb.experiment import Experiment, part_of
 from latentsb.guard import LAG, Guard
 from latentsb.identity import identity
+from latentsb.latents import latents_of
 from latentsb.networks.attention import check_backend, set_attention
 from latentsb.networks.base import Network
 from latentsb.recipe import Stage, TrainSettings
@@ -33,7 +34,7 @@ from latentsb.tensors import Batch, Condition
 from latentsb.trainable import Trainable
 from latentsb.update import Update
 
-__all__ = ["Session", "average_of", "check_settings", "fingerprint", "fit_parts", "latents_of", "passes_of"]
+__all__ = ["Session", "average_of", "check_settings", "fingerprint", "fit_parts", "passes_of"]
 
 logger = logging.getLogger(__name__)
 KEYS = frozenset(
@@ -246,7 +247,7 @@ class Session:
             "ema_seen": self.ema.seen if self.ema else {},
             "seconds": self.seconds,
             "recipe": identity(self.experiment.recipe),
-            "data": fingerprint(self.experiment.source),
+            "data": fingerprint(self.experiment),
         }
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -268,7 +269,7 @@ class Session:
             raise CheckpointError(f"{checkpoint.path}: state.json: {', '.join(sorted(wrong))} missing or unknown")
         if state["recipe"] != identity(self.experiment.recipe):
             raise CheckpointError(f"{checkpoint.path} belongs to another recipe: it was copied here from another run")
-        same_data(checkpoint.path, state["data"], fingerprint(self.experiment.source))
+        same_data(checkpoint.path, state["data"], fingerprint(self.experiment))
         self.load_weights(checkpoint)
         self.step, self.seen, self.seconds = state["step"], state["seen"], state["seconds"]
         self.finished, self.fitted, self.logs = state["finished"], state["fitted"], dict(state["logs"])
@@ -344,23 +345,6 @@ def passes_of(
     return batches
 
 
-def latents_of(folder: Path, experiment: Experiment) -> Source:
-    """Normalised latents of the data; the main process encodes, the others then read what it wrote.
-
-    Args:
-        folder: of the run.
-        experiment: its autoencoder's normaliser is fitted here if it was not.
-    """
-    from latentsb.cache import LatentCache
-
-    def open_or_build(verify: bool = True) -> Source:
-        path = folder / "latents"
-        return LatentCache.open_or_build(path, experiment.source, experiment.autoencoder, verify=verify)
-
-    built = parallel.first(open_or_build)
-    return built if built is not None else open_or_build(verify=False)
-
-
 class PinnedStream(Stream):
     """A stream whose batches can travel to an accelerator without the host waiting for them."""
 
@@ -384,7 +368,8 @@ def _switch(networks: Iterable[nn.Module], method: str, key: str) -> None:
         logger.warning("%s has no effect here: no network of this stage can do it", key)
 
 
-def fingerprint(source: Source) -> dict[str, Any]:
-    """What identifies the data, as JSON gives it back."""
-    found: dict[str, Any] = json.loads(json.dumps(source.fingerprint()))
-    return found
+def fingerprint(experiment: Experiment) -> dict[str, Any]:
+    """What identifies the data that are trained on and those that are held out, as JSON gives it back."""
+    held = {} if experiment.held is None else experiment.held.fingerprint()
+    found: dict[str, Any] = {**experiment.source.fingerprint(), **{f"held_out.{k}": v for k, v in held.items()}}
+    return dict(json.loads(json.dumps(found)))

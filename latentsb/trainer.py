@@ -22,9 +22,10 @@ from latentsb.disk import ignore_size_signal, write_text
 from latentsb.errors import CapabilityError, CheckpointError, NonFiniteError
 from latentsb.experiment import Experiment
 from latentsb.guard import EXIT_CODES, Signals
+from latentsb.latents import latents_of
 from latentsb.progress import Display
 from latentsb.run import Run
-from latentsb.stages import Session, fingerprint, latents_of
+from latentsb.stages import Session, fingerprint
 from latentsb.tensors import Batch
 from latentsb.tracking import Tracker
 
@@ -78,7 +79,7 @@ class Trainer:
     def _fit(self) -> Outcome:
         ignore_size_signal()
         recipe = self.experiment.recipe
-        parallel.agree({"recipe": recipe.hash, "code": code_hash(), "data": _hash(fingerprint(self.experiment.source))})
+        parallel.agree({"recipe": recipe.hash, "code": code_hash(), "data": _hash(fingerprint(self.experiment))})
         parallel.first(self.run.checkpoints.clean)
         with Signals(recipe.train.max_time) as signals:
             session = self._resume()
@@ -89,24 +90,27 @@ class Trainer:
                 session = Session(session.experiment, session.number + 1, session.step, session.seconds)
 
     def _resume(self) -> Session:
-        source, data = self.experiment.source, self.experiment.recipe.data
         checkpoint = self.run.checkpoints.latest()
         for path, why in self.run.checkpoints.passed_over if parallel.is_main() else ():
             logger.warning("%s is damaged (%s)", path, why)
         if checkpoint is None:
             parallel.first(lambda: self.run.rewind_log(-1))
-            parallel.first(lambda: record.keep(self.run.path, source, data))
+            parallel.first(self._record)
             return Session(self.experiment, 0)
         number = checkpoint.state.get("stage", 0)
         if not 0 <= number < len(self.experiment.recipe.stages):
             raise CheckpointError(f"{checkpoint.path} is of stage {number}, which this recipe does not have")
-        parallel.first(lambda: record.same_files(self.run.path, source))
+        parallel.first(lambda: record.same_files(self.run.path, self.experiment.source, self.experiment.held))
         session = Session(self.experiment, number)
         session.load(checkpoint)
-        parallel.first(lambda: record.keep(self.run.path, source, data))
+        parallel.first(self._record)
         parallel.first(lambda: self.run.rewind_log(session.step))
         parallel.first(lambda: logger.info("resuming from %s", checkpoint.path))
         return session
+
+    def _record(self) -> None:
+        experiment = self.experiment
+        record.keep(self.run.path, experiment.recipe, experiment.source, experiment.held)
 
 
 class Stage:

@@ -13,7 +13,7 @@ import latentsb
 ROOT = Path(__file__).parents[1]
 ROOMS = ("autoencoders", "bridges")
 ENGINE = """
-    bench checkpoint evaluate experiment fetch generate guard outputs pictures previews
+    bench checkpoint evaluate experiment fetch generate guard held latents outputs pictures previews
     progress report results rounds run stages tracking trained trainer update
 """.split()
 RANKS = [

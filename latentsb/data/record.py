@@ -20,47 +20,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentsb.data.patterns import matches
 from latentsb.data.pixels import PixelRule
 from latentsb.data.source import Items, Source
+from latentsb.data.subset import whole
 from latentsb.disk import write_text
 from latentsb.errors import CheckpointError, DataError
 from latentsb.randomness import Draws
-from latentsb.recipe import Part
+from latentsb.recipe import Part, Recipe
 from latentsb.tensors import Spec
 
 __all__ = ["Recorded", "keep", "left_out", "same_data", "same_files", "source_of"]
 
 RECORD, FILES, UNREADABLE = "data.json", "files.csv", "unreadable.csv"
+HELD = "held_out"
 CHECKSUM = re.compile("[0-9a-f]{64}")
 TOLD = 3
 """Files that a message names."""
 log = logging.getLogger(__name__)
 
 
-def keep(folder: Path, source: Source, data: Part) -> None:
+def keep(folder: Path, recipe: Recipe, source: Source, held: Source | None = None) -> None:
     """Write what a run keeps of its data, and warn of files that are left out.
 
     Args:
         folder: of the run.
-        source: its data.
-        data: where they come from, as the recipe says it.
+        recipe: which says where the data come from.
+        source: what is trained on.
+        held: what is held out.
 
     Raises:
         DiskError: if it cannot be written.
     """
-    paths = {path.as_posix(): str(path.resolve()) for path in _paths(data)}
-    text = json.dumps({**_form(source), "identity": source.fingerprint(), "paths": paths}, indent=1) + "\n"
-    write_text(folder / RECORD, text)
+    other = _other(source, held)
+    content = _record(whole(source), recipe.data)
+    if other is not None and isinstance(recipe.held_out, Part):
+        content[HELD] = _record(other, recipe.held_out)
+    write_text(folder / RECORD, json.dumps(content, indent=1) + "\n")
     for name, head, rows in (
-        (FILES, ("path", "sha256"), source.contents()),
-        (UNREADABLE, ("path", "reason"), source.problems()),
+        (FILES, ("path", "sha256"), _both(source.contents(), {} if other is None else other.contents())),
+        (UNREADABLE, ("path", "reason"), _both(source.problems(), {} if other is None else other.problems())),
     ):
         if rows:
             write_text(folder / name, _table(head, rows))
         else:
             (folder / name).unlink(missing_ok=True)
-    if told := left_out(source):
+    for told in filter(None, (left_out(data) for data in (source, other) if data is not None)):
         log.warning("%s; list: %s", told, folder / UNREADABLE)
+
+
+def _other(source: Source, held: Source | None) -> Source | None:
+    """Held-out data that are no part of the data of which others are trained on."""
+    return None if held is None or whole(held) is whole(source) else held
+
+
+def _record(source: Source, data: Part) -> dict[str, Any]:
+    paths = {path.as_posix(): str(path.resolve()) for path in _paths(data)}
+    return {**_form(source), "identity": source.fingerprint(), "paths": paths}
+
+
+def _both(ours: Mapping[str, str], other: Mapping[str, str]) -> dict[str, str]:
+    """Files of the data, and of held-out data that are no part of them below `held_out/`."""
+    return {**ours, **{f"{HELD}/{name}": value for name, value in other.items()}}
 
 
 def left_out(source: Source) -> str:
@@ -68,13 +89,18 @@ def left_out(source: Source) -> str:
     problems = source.problems()
     if not problems:
         return ""
-    total = len(problems) + len(source.contents())
+    total = len(problems) + len(source) + source.partners
     path, why = next(iter(problems.items()))
     return f"{len(problems):,} of {total:,} images cannot be read and are left out; first: {path} ({why})"
 
 
-def same_files(folder: Path, source: Source) -> None:
+def same_files(folder: Path, source: Source, held: Source | None = None) -> None:
     """Compare the files of the data with those that a run has kept, if it has.
+
+    Args:
+        folder: of the run.
+        source: what is trained on.
+        held: what is held out.
 
     Raises:
         CheckpointError: if they differ; tells how many were added, removed and changed, and the first of each.
@@ -83,7 +109,8 @@ def same_files(folder: Path, source: Source) -> None:
         return
     with (folder / FILES).open(newline="", encoding="utf-8") as stream:
         then = {row["path"]: row["sha256"] for row in csv.DictReader(stream)}
-    now = source.contents()
+    other = _other(source, held)
+    now = _both(source.contents(), {} if other is None else other.contents())
     changes = {
         "added": [name for name in now if name not in then],
         "removed": [name for name in then if name not in now],
@@ -109,12 +136,13 @@ def same_data(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any])
         raise CheckpointError(f"{checkpoint} was trained on other data ({told})")
 
 
-def source_of(folder: Path, data: Part) -> Source:
+def source_of(folder: Path, data: Part, *, held: bool = False) -> Source:
     """The data of a run: from where the recipe says, else from where they lay when training began.
 
     Args:
         folder: of the run.
         data: as its recipe says it.
+        held: they are held-out data that are no part of what is trained on.
 
     Returns:
         The data; where they are gone or of another form, a stand-in that knows all but the samples.
@@ -124,12 +152,15 @@ def source_of(folder: Path, data: Part) -> Source:
     """
     try:
         record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        record = record[HELD] if held else record
         stand_in = Recorded(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none: training has not begun
         built: Source = data.build()
+        built.require()
         return built
     try:
         found: Source = _moved(data, record["paths"]).build()
+        found.require()
         if _form(found, counts=False) == _form(stand_in, counts=False):
             return found
         stand_in.why = "the data have another form than when the run was trained"
@@ -216,7 +247,9 @@ def _spec(value: Mapping[str, Any]) -> Spec:
 
 
 def _paths(data: Part) -> Iterator[Path]:
-    return (value for part in data.walk() for value in part.arguments.values() if isinstance(value, Path))
+    values = (value for part in data.walk() for value in part.arguments.values())
+    listed = (item for value in values for item in (value if isinstance(value, tuple) else (value,)))
+    return (item for item in listed if isinstance(item, Path))
 
 
 def _moved(data: Part, paths: Mapping[str, str]) -> Part:
@@ -225,11 +258,18 @@ def _moved(data: Part, paths: Mapping[str, str]) -> Part:
     def moved(value: Any) -> Any:
         if isinstance(value, Part):
             return _moved(value, paths)
-        if isinstance(value, Path) and not value.exists() and Path(paths.get(value.as_posix(), value)).exists():
-            return Path(paths[value.as_posix()])
+        if isinstance(value, tuple):
+            return tuple(map(moved, value))
+        if isinstance(value, Path) and not _there(value) and _there(then := Path(paths.get(value.as_posix(), value))):
+            return then
         return value
 
     return replace(data, arguments={name: moved(value) for name, value in data.arguments.items()})
+
+
+def _there(path: Path) -> bool:
+    """Whether a path, or a pattern of paths, names anything."""
+    return path.exists() or bool(matches(path))
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:

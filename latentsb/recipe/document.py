@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from latentsb.errors import Problem, RecipeError, nearest
-from latentsb.recipe.annotations import Wrong, check, found, plain
+from latentsb.recipe.annotations import Wrong, check, found, plain, whole
 from latentsb.recipe.binding import Binder, own_part, part_of
 from latentsb.recipe.imports import Import, load_import
 from latentsb.recipe.merge import override
@@ -37,7 +37,22 @@ PARTS = {
     "solver": ("latentsb.solvers.base", "Solver"),
 }
 DEFAULT_PARTS = {"autoencoder": "identity", "solver": "heun"}
-SECTIONS = ("extends", "imports", "name", "about", "seed", *PARTS, "conditions", "train", "stages", "preview")
+SECTIONS = (
+    "extends",
+    "imports",
+    "name",
+    "about",
+    "seed",
+    "data",
+    "held_out",
+    "autoencoder",
+    "bridge",
+    "solver",
+    "conditions",
+    "train",
+    "stages",
+    "preview",
+)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 TRAINED = re.compile(r"autoencoder|bridge(\.[a-z_][a-z0-9_]*)*")
 
@@ -58,6 +73,8 @@ class Recipe:
         conditions: which of the data's conditions (`label`, `attributes`) the bridge is given; none by default.
         stages: trainings in their order.
         preview: the picture that shows how training goes.
+        held_out: samples of the data that are kept from training: how many (from 1 on), which share (below 1), or
+            other data of the same form; None for none.
         imports: files and modules that were imported for it.
         hashes: sha256 of each import's source, by file or module name.
         text: the file as given.
@@ -75,6 +92,7 @@ class Recipe:
     train: TrainSettings
     stages: tuple[Stage, ...]
     preview: Preview
+    held_out: float | Part | None = None
     imports: tuple[Path | str, ...] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
     text: str = ""
@@ -130,7 +148,9 @@ class Recipe:
             "about": self.about,
             "imports": [plain(target) for target in self.imports],
             "seed": self.seed,
-            **{name: part.plain() for name, part in self.parts.items()},
+            "data": self.data.plain(),
+            "held_out": plain(self.held_out.plain() if isinstance(self.held_out, Part) else self.held_out),
+            **{name: part.plain() for name, part in self.parts.items() if name != "data"},
             "conditions": list(self.conditions),
             "train": plain(self.train),
             "stages": [{"train": stage.train, **stage.changes} for stage in self.stages],
@@ -187,7 +207,8 @@ def _bind(source: Source, overrides: tuple[str, ...], more: Iterable[str | Path]
     assert isinstance(tree.value, dict)
     top = tree.value
     fixed = _sections(binder, top, tree.where, source.name)
-    inside_parts = any(text.removeprefix("~").partition("=")[0].split(".")[0] in PARTS for text in overrides)
+    inside = (*PARTS, "held_out")
+    inside_parts = any(text.removeprefix("~").partition("=")[0].split(".")[0] in inside for text in overrides)
     if not imports and not inside_parts:
         _unknown_words(binder, top)
         if binder.problems:
@@ -199,8 +220,7 @@ def _bind(source: Source, overrides: tuple[str, ...], more: Iterable[str | Path]
     if binder.problems:
         raise _error(binder, overrides)
     return Recipe(
-        **fixed,
-        **parts,
+        **(fixed | parts),
         imports=tuple(entry.target for entry in imports),
         hashes=hashes,
         text=source.text,
@@ -223,6 +243,7 @@ def _sections(binder: Binder, top: Mapping[str, Node], where: str, name: str) ->
         "name": _value(binder, top, "name", str, name),
         "about": _value(binder, top, "about", str, ""),
         "seed": _value(binder, top, "seed", Seed, 0),
+        "held_out": _share(binder, top.get("held_out")),
         "conditions": _value(binder, top, "conditions", tuple[str, ...], ()),
         "train": train,
         "stages": _stages(binder, top.get("stages"), train or TrainSettings()),
@@ -300,7 +321,7 @@ def _import_all(binder: Binder, imports: Sequence[Import]) -> dict[str, str]:
 
 
 def _bind_parts(binder: Binder, top: Mapping[str, Node], left_out: Set[str]) -> dict[str, Any]:
-    """Bind the four parts; an override inside one that the recipe leaves out is over its default."""
+    """Bind the parts; an override inside one that the recipe leaves out is over its default."""
     parts: dict[str, Any] = {}
     for kind, (module, name) in PARTS.items():
         base = getattr(importlib.import_module(module), name)
@@ -311,7 +332,23 @@ def _bind_parts(binder: Binder, top: Mapping[str, Node], left_out: Set[str]) -> 
             node = Node(DEFAULT_PARTS[kind], f"default {kind}")
         default = part_of(REGISTRIES[kind][DEFAULT_PARTS[kind]], base, path=kind) if kind in left_out else None
         parts[kind] = binder.part(base, node, kind, default=default)
+    node = top.get("held_out")
+    if node is not None and isinstance(node.value, (dict, str)):
+        module, name = PARTS["data"]
+        parts["held_out"] = binder.part(getattr(importlib.import_module(module), name), node, "held_out")
     return parts
+
+
+def _share(binder: Binder, node: Node | None) -> float | None:
+    """How many samples are held out, or which share of them; None where the recipe names data instead, or nothing."""
+    if node is None or node.value is None or isinstance(node.value, (dict, str)):
+        return None
+    value = whole(node.value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and (0 < value < 1 or int(value) == value >= 1):
+        return value
+    kinds = "a number of samples >= 1, a share of them between 0 and 1, or data (its name, or a mapping with 'name')"
+    binder.tell(node.place, "held_out", f"expected {kinds}, found {found(node.plain())}")
+    return None
 
 
 def _error(binder: Binder, overrides: Sequence[str]) -> RecipeError:

@@ -56,6 +56,10 @@ def recipe_schema(imports: Iterable[str | Path] = ()) -> Schema:
         "seed": {**adapter(Seed).json_schema(), "default": 0},
         **{kind: {"$ref": f"#/$defs/{kind}"} for kind in PARTS},
         "conditions": {**TEXTS, "description": "conditions of the data that the bridge is given; none by default"},
+        "held_out": {
+            "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"$ref": "#/$defs/data"}, {"type": "null"}],
+            "description": "samples kept from training: how many, which share, or other data; none by default",
+        },
         "train": train,
         "stages": {"type": "array", "items": stage, "minItems": 1},
         "preview": _section(Preview),
