@@ -20,7 +20,8 @@ from torch import Tensor
 
 from latentsb.autoencoder import Autoencoder
 from latentsb.data.source import Items, Source
-from latentsb.encoding import FORMAT, MANIFEST, Progress, alone, digest, encode, made_of, numpy_type, reads
+from latentsb.disk import alone
+from latentsb.encoding import FORMAT, MANIFEST, Progress, digest, encode, made_of, numpy_type, reads
 from latentsb.errors import CacheError
 from latentsb.normalisers import Statistics
 from latentsb.randomness import Draws

@@ -11,11 +11,12 @@ import errno
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 from latentsb.errors import DiskError
 
-__all__ = ["Disk", "disk_error", "ignore_size_signal", "write_text"]
+__all__ = ["Disk", "alone", "disk_error", "ignore_size_signal", "write_text"]
 
 CHUNK = 1 << 26
 FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
@@ -80,6 +81,16 @@ class Disk:
     def free(self, path: Path) -> int:
         """Bytes that may still be written beside `path`."""
         return shutil.disk_usage(path).free
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock of what is made at `path`; it ends with the process that holds it."""
+    import fcntl  # not on every system, and only needed to build
+
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def disk_error(error: OSError, path: Path, needed: int) -> DiskError:

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from latentsb.normalisers import Statistics
 from latentsb.randomness import Draws
 from latentsb.shards import ShardWriter, rows_per_shard
 
-__all__ = ["FORMAT", "MANIFEST", "Progress", "alone", "digest", "encode", "made_of", "numpy_type", "reads"]
+__all__ = ["FORMAT", "MANIFEST", "Progress", "digest", "encode", "made_of", "numpy_type", "reads"]
 
 FORMAT = 1
 MANIFEST = "cache.json"
@@ -53,16 +52,6 @@ def numpy_type(dtype: torch.dtype) -> np.dtype:
 def digest(manifest: Mapping[str, Any]) -> str:
     """sha256 of a manifest's JSON values."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of this cache; it ends with the process that holds it."""
-    import fcntl  # not on every system, and only needed to build
-
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def reads(source: Source, variant: int, batch: int) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:

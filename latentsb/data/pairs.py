@@ -32,6 +32,11 @@ class TwoSided(Source):
     def __len__(self) -> int:
         return len(self.near)
 
+    def require(self) -> None:
+        """Raise if files of either end are missing."""
+        self.near.require()
+        self.far.require()
+
     @property
     def partners(self) -> int:
         """Samples of the other end."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -53,8 +53,11 @@ class PixelRule:
     fit: Fit
     max_pixels: int = 64_000_000
 
-    def read(self, path: Path) -> np.ndarray:
+    def read(self, path: Path | BinaryIO) -> np.ndarray:
         """Decode one file.
+
+        Args:
+            path: of the file, or the file itself, open for reading bytes.
 
         Returns:
             float32 in [-1, 1], shape (C, H, W).

@@ -89,7 +89,8 @@ def left_out(source: Source) -> str:
     problems = source.problems()
     if not problems:
         return ""
-    total = len(problems) + len(source) + source.partners
+    everything = whole(source)
+    total = len(problems) + len(everything) + everything.partners
     path, why = next(iter(problems.items()))
     return f"{len(problems):,} of {total:,} images cannot be read and are left out; first: {path} ({why})"
 

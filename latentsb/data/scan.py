@@ -15,7 +15,7 @@ from pathlib import Path
 from latentsb.data.pixels import ENDINGS, PixelRule, UnreadableError
 from latentsb.errors import DataError
 
-__all__ = ["Entry", "Scan", "content", "listing", "scan"]
+__all__ = ["Entry", "Finding", "Scan", "cache_folder", "content", "listing", "remember", "remembered", "scan"]
 
 log = logging.getLogger(__name__)
 
@@ -105,12 +105,12 @@ def scan(root: Path, rule: PixelRule, progress: Callable[[int, int], None] | Non
     """
     entries = listing(root)
     key = hashlib.sha256(json.dumps([str(root.resolve()), asdict(rule)]).encode()).hexdigest()[:32]
-    index = _index_folder() / f"scan-{key}.json"
-    known = _remembered(index)
+    index = cache_folder() / f"scan-{key}.json"
+    known = remembered(index)
     new = [entry for entry in entries if entry not in known]
     if new:
         known |= _check(root, rule, new, progress)
-        _remember(index, {entry: known[entry] for entry in entries if known[entry].sha256})
+        remember(index, {entry: known[entry] for entry in entries if known[entry].sha256})
     found = [(entry, known[entry]) for entry in entries]
     return Scan(
         tuple(entry for entry, finding in found if not finding.why),
@@ -150,11 +150,13 @@ def _check(
     return found
 
 
-def _index_folder() -> Path:
+def cache_folder() -> Path:
+    """Where what is known of files is kept: `$XDG_CACHE_HOME/latentsb`, or `~/.cache/latentsb`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentsb"
 
 
-def _remembered(index: Path) -> dict[Entry, Finding]:
+def remembered(index: Path) -> dict[Entry, Finding]:
+    """What was found when files were last read; nothing if the index is absent or damaged."""
     try:
         files = json.loads(index.read_text(encoding="utf-8"))["files"]
         return {
@@ -165,7 +167,8 @@ def _remembered(index: Path) -> dict[Entry, Finding]:
         return {}  # absent or damaged: the folder is checked again
 
 
-def _remember(index: Path, found: Mapping[Entry, Finding]) -> None:
+def remember(index: Path, found: Mapping[Entry, Finding]) -> None:
+    """Write an index beside its place and rename it; a folder that cannot be written is a warning."""
     files = [(*astuple(entry), *astuple(finding)) for entry, finding in found.items()]
     try:
         index.parent.mkdir(parents=True, exist_ok=True)

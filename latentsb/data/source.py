@@ -62,6 +62,13 @@ class Source(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    def require(self) -> None:
+        """Look whether the files of the data are there, without reading them.
+
+        Raises:
+            DataError: if one is not; says what to put where.
+        """
+
     @property
     def partners(self) -> int:
         """How many x1 there are: as many as samples, unless the two ends are unrelated sets of other sizes."""
@@ -147,5 +154,11 @@ class Source(ABC):
 SOURCES: Registry[Source] = Registry(
     "data",
     Source,
-    homes=("latentsb.data.folder", "latentsb.data.arrays", "latentsb.data.toys", "latentsb.data.pairs"),
+    homes=(
+        "latentsb.data.folder",
+        "latentsb.data.tar",
+        "latentsb.data.arrays",
+        "latentsb.data.toys",
+        "latentsb.data.pairs",
+    ),
 )

@@ -57,6 +57,10 @@ class Subset(Source):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def require(self) -> None:
+        """Raise if files of the whole source are missing."""
+        self.source.require()
+
     @property
     def partners(self) -> int:
         """How many x1 there are."""

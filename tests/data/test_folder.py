@@ -156,10 +156,15 @@ def test_files_that_change_or_vanish_later_are_named(tmp_path: Path) -> None:
 
 
 def test_absent_and_empty_folders(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder"):
-        Folder(path=tmp_path / "none", size=4)
+    absent = Folder(path=tmp_path / "none", size=4)
+    assert absent.spec.shape == (3, 4, 4)
+    for use in (len, Folder.names, Folder.require, lambda source: source.read(np.arange(1))):
+        with pytest.raises(
+            DataError, match=r"no such folder .*put the images there, or say where they are: data\.path="
+        ):
+            use(absent)
     (tmp_path / "d").mkdir()
-    with pytest.raises(DataError, match="no image in this folder"):
+    with pytest.raises(DataError, match="d: there is no image in it"):
         len(Folder(path=tmp_path / "d", size=4))
     with pytest.raises(DataError, match="one sub-folder for each class"):
         Folder(path=tmp_path / "d", size=4, labels=True)

@@ -1,0 +1,173 @@
+"""Members of a tar archive, read once from front to back; nothing in it is trusted.
+
+Only members with the ending of an image, or `.cls`, are read; they are data under a key and never become paths. What
+would make such a member something else than a regular file (a link, a device, a sparse file), or its name a place
+outside (`..`, an absolute path), is refused, as are headers that promise more than `LARGEST`, and archives that do not
+end as archives do.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from latentsb.data.pixels import ENDINGS
+from latentsb.errors import DataError
+
+__all__ = ["LABEL", "Archive", "Member", "is_packed"]
+
+LABEL = ".cls"
+LARGEST = 1 << 28
+"""Bytes of one member; what promises more is no image but a trap."""
+HEADERS = 1 << 20
+"""Bytes of a long name or of other extended headers."""
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image or label of an archive.
+
+    Args:
+        key: path without its endings, which begin at the first dot of the file name.
+        ending: lower case, with its dot.
+        offset: of its content in the archive, unpacked.
+        data: its content.
+    """
+
+    key: str
+    ending: str
+    offset: int
+    data: bytes
+
+
+def is_packed(path: Path) -> bool:
+    """Whether an archive is packed by gzip, so that no part of it can be read alone."""
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+class _Hashed:
+    """A file that is read once, whose checksum and length are known at its end."""
+
+    def __init__(self, file: IO[bytes], progress: Callable[[int], None]) -> None:
+        self.file, self.progress, self.sha256 = file, progress, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        found = self.file.read(size)
+        self.sha256.update(found)
+        self.progress(len(found))
+        return found
+
+    def drain(self) -> str:
+        """Read what is left; sha256 of the whole."""
+        while self.read(CHUNK):
+            pass
+        return self.sha256.hexdigest()
+
+
+class _Header(tarfile.TarInfo):
+    """Headers that say what is wrong with them, where tarfile takes a damaged one for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Header:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the zeros with which an archive ends
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"cut off or damaged at byte {tarfile_.offset:,} ({error})") from error
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        plain = header.type in tarfile.SUPPORTED_TYPES and header.type not in EXTENDED
+        limit = LARGEST if plain else HEADERS
+        if header.size > limit:
+            raise tarfile.ReadError(f"'{header.name}' promises {header.size:,} bytes, more than {limit:,}")
+        return header
+
+
+EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+@dataclass
+class Archive:
+    """One archive.
+
+    Args:
+        path: of the file.
+        progress: called with the numbers of bytes of the file as they are read.
+
+    Attributes:
+        sha256: of the file, once all members were read.
+        others: how many members have other endings, by ending.
+    """
+
+    path: Path
+    progress: Callable[[int], None] = lambda done: None
+    sha256: str = ""
+    others: Counter[str] = field(default_factory=Counter)
+
+    def members(self) -> Iterator[Member]:
+        """Images and labels in their order.
+
+        Raises:
+            DataError: if the archive is damaged, cut off or holds what is refused; names the member.
+        """
+        try:
+            with self.path.open("rb") as file:
+                raw = _Hashed(file, self.progress)
+                source: Any = gzip.GzipFile(fileobj=raw) if is_packed(self.path) else raw  # type: ignore[call-overload]
+                with tarfile.open(fileobj=source, mode="r|", tarinfo=_Header, bufsize=CHUNK) as tar:
+                    yield from self._read(tar)
+                while source.read(CHUNK):  # the end of a packed stream is where its checksum is compared
+                    pass
+                self.sha256 = raw.drain()
+        except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+            raise DataError(f"{self.path}: not a whole tar archive ({error})") from error
+
+    def _read(self, tar: tarfile.TarFile) -> Iterator[Member]:
+        for header in tar:
+            key, ending = _split(header.name)
+            if header.isdir():
+                continue
+            if not key or (ending not in ENDINGS and ending != LABEL):
+                self.others[ending if key else "hidden"] += 1
+                continue
+            why = _refused(header)
+            if why:
+                raise DataError(f"{self.path}: member '{header.name}' {why}")
+            content = tar.extractfile(header)
+            assert content is not None
+            yield Member(key, ending, header.offset_data, content.read())
+
+
+def _refused(header: tarfile.TarInfo) -> str:
+    if not header.isreg() or header.issparse():
+        kind = "a link" if header.issym() or header.islnk() else "no regular file"
+        return f"is {kind}; images and labels must be plain files"
+    parts = PurePosixPath(header.name).parts
+    if header.name.startswith(("/", "\\")) or ".." in parts or "\0" in header.name:
+        return "has a name that leads out of the archive"
+    return ""
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and ending: `a/b.seg.png` is `a/b` and `.seg.png`; hidden files have no key."""
+    path = PurePosixPath(name)
+    stem, dot, ending = path.name.partition(".")
+    return (str(path.parent / stem) if stem else "", (dot + ending).lower())

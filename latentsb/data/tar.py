@@ -1,0 +1,239 @@
+"""Images in tar shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+
+from latentsb.data.images import Images, Told, pixel_rule, with_progress
+from latentsb.data.patterns import expand
+from latentsb.data.pixels import Fit, PixelRule, UnreadableError
+from latentsb.data.source import SOURCES
+from latentsb.data.store import Shard, open_shard
+from latentsb.disk import write_text
+from latentsb.errors import DataError, DiskError
+from latentsb.ranges import Count, Fraction
+
+__all__ = ["Tar"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Images that decode, as (shard, number in it), and the others with the reason."""
+
+    good: np.ndarray
+    bad: tuple[tuple[str, str], ...]
+
+
+@SOURCES.register("tar")
+class Tar(Images):
+    """Images in tar shards, `KEY.jpg` (or another image's ending) and perhaps `KEY.cls`, plain or packed by gzip.
+
+    The form is that of WebDataset: KEY is a member's path up to the first dot of its name, and `KEY.cls` holds the
+    number of its class. Before the first use every shard is read once and every image decoded once; what was found is
+    kept in `$XDG_CACHE_HOME/latentsb/tar` (`~/.cache/latentsb/tar`) for as long as a shard keeps its content. Samples
+    stand in the order of the shards and of their members.
+
+    Args:
+        paths: of shards, also patterns: `train-*.tar`, `train-{000000..000004}.tar.gz`.
+        size: side of the images, or (height, width).
+        fit: images of another size are cut to the largest centred part of the right proportions (`crop`), laid
+            whole on black (`pad`), stretched (`stretch`), or are unreadable (`exact`).
+        channels: 1 grey, 3 colour, 4 colour and opacity.
+        flip: images may be mirrored left-right.
+        labels: true for the `.cls` members, or the name of a column of the table.
+        classes: how many there are, or a text file with a name on each line; found in the data if left out.
+        table: CSV file with a column `key` that holds the KEYs.
+        attributes: columns of the table that hold numbers.
+        samples: how many images there must be; any number if left out.
+        bad: share of unreadable images that is tolerated; they are left out.
+        max_pixels: images whose header promises more pixels are unreadable.
+
+    Raises:
+        ArgumentError: if the size or the channels are none that an image can have, or columns have no table.
+        DataError: at first use, if a shard is missing, damaged or refused, or the numbers are not those expected.
+    """
+
+    def __init__(
+        self,
+        *,
+        paths: tuple[Path, ...] | Path,
+        size: Count | tuple[Count, Count],
+        fit: Fit = "crop",
+        channels: Literal[1, 3, 4] = 3,
+        flip: bool = False,
+        labels: bool | str = False,
+        classes: Count | Path | None = None,
+        table: Path | None = None,
+        attributes: tuple[str, ...] = (),
+        samples: Count | None = None,
+        bad: Fraction = 0.0,
+        max_pixels: Count = 64_000_000,
+    ) -> None:
+        self.paths = (Path(paths),) if isinstance(paths, (str, Path)) else tuple(map(Path, paths))
+        self.samples = samples
+        super().__init__(
+            ", ".join(map(str, self.paths)),
+            pixel_rule(size, fit, channels, max_pixels),
+            flip=flip,
+            labels=labels,
+            classes=classes,
+            table=table,
+            attributes=attributes,
+            bad=bad,
+        )
+
+    def require(self) -> None:
+        """Raise if a shard is missing."""
+        expand(self.paths, "paths")
+
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards in their order, read and indexed at first use."""
+        files = expand(self.paths, "paths")
+        shards = with_progress(f"reading {len(files)} shards", lambda told: _opened(files, told))
+        seen: dict[str, Path] = {}
+        for shard in shards:
+            for key in shard.keys:
+                if key in seen:
+                    raise DataError(f"{shard.path}: the key '{key}' is also in {seen[key]}")
+                seen[key] = shard.path
+        others = sum((Counter(shard.others) for shard in shards), Counter())
+        if others:
+            told = ", ".join(f"{count:,} of '{ending}'" for ending, count in others.most_common(5))
+            log.warning("%s: members that are no images or labels are passed over: %s", self.where, told)
+        return shards
+
+    @cached_property
+    def checked(self) -> _Checked:
+        """Which images decode; checked at first use."""
+        shards = self.shards
+        bad = with_progress("checking images", lambda told: _unreadable(shards, self.rule, told))
+        good = [(s, k) for s, shard in enumerate(shards) for k, name in enumerate(shard.names) if name not in bad[s]]
+        told = [(f"{shard.path.name}/{name}", why) for s, shard in enumerate(shards) for name, why in bad[s].items()]
+        self._tolerated(len(good), told)
+        if self.samples is not None and len(good) != self.samples:
+            raise DataError(f"{self.where}: {len(good):,} images, `samples: {self.samples}` asks for {self.samples:,}")
+        return _Checked(np.array(good, dtype=np.int64), tuple(told))
+
+    def __len__(self) -> int:
+        return len(self.checked.good)
+
+    def names(self) -> list[str]:
+        """Keys."""
+        return [self.shards[s].keys[k] for s, k in self.checked.good.tolist()]
+
+    def contents(self) -> Mapping[str, str]:
+        """sha256 of the shards, by path below the folder that all are in."""
+        folder = os.path.commonpath([shard.path.absolute().parent for shard in self.shards])
+        return {shard.path.absolute().relative_to(folder).as_posix(): shard.sha256 for shard in self.shards}
+
+    def problems(self) -> Mapping[str, str]:
+        """Reasons of the unreadable images that are tolerated, by shard and member."""
+        return dict(self.checked.bad)
+
+    def _own_classes(self) -> tuple[str, ...]:
+        return tuple(map(str, range(1 + max(int(self._classes_of(shard).max()) for shard in self.shards))))
+
+    def _own_labels(self) -> np.ndarray:
+        found = [self._classes_of(shard) for shard in self.shards]
+        labels = np.array([found[s][k] for s, k in self.checked.good.tolist()], dtype=np.int64)
+        number = self.cond["label"].classes or 0
+        if labels.max() >= number:
+            raise DataError(f"{self.where}: holds the class {labels.max()}, `classes` says that there are {number}")
+        return labels
+
+    @staticmethod
+    def _classes_of(shard: Shard) -> np.ndarray:
+        if shard.labels is None:
+            raise DataError(f"{shard.path}: `labels: true` needs a member KEY.cls for each image, there is none")
+        return shard.labels
+
+    def _image(self, k: int) -> np.ndarray:
+        number, place = self.checked.good[k].tolist()
+        shard = self.shards[number]
+        try:
+            return self.rule.read(io.BytesIO(shard.image(place)))
+        except UnreadableError as error:
+            raise DataError(f"{shard.path}: {shard.names[place]}: {error}") from error
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Shards by content in their order, and what their images become."""
+        files = sha256(json.dumps([shard.sha256 for shard in self.shards]).encode()).hexdigest()
+        return {**self._identity("tar", files), "labelled": self.labels is True}
+
+
+def _opened(files: tuple[Path, ...], told: Told | None) -> tuple[Shard, ...]:
+    """All shards; several are read at once, since unpacking leaves the interpreter free."""
+    total, done, lock = sum(path.stat().st_size for path in files), 0, Lock()
+
+    def progress(more: int) -> None:
+        nonlocal done
+        with lock:
+            done += more
+        if told is not None:
+            told(done, total)
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return tuple(pool.map(lambda path: open_shard(path, progress), files))
+
+
+def _unreadable(shards: tuple[Shard, ...], rule: PixelRule, told: Told | None) -> list[dict[str, str]]:
+    """Reasons of the images that do not decode, by name, for each shard; remembered beside the shard's index."""
+    total, done, found = sum(map(len, shards)), 0, []
+    key = sha256(json.dumps(asdict(rule)).encode()).hexdigest()[:16]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for shard in shards:
+            note = shard.folder / f"checked-{key}.json"
+            known = _known(note)
+            if known is None:
+                known = {}
+                for name, why in pool.map(lambda k, shard=shard: _reason(shard, k, rule), range(len(shard))):
+                    done += 1
+                    if why:
+                        known[name] = why
+                    if told is not None:
+                        told(done, total)
+                _keep(note, known)
+            else:
+                done += len(shard)
+            found.append(known)
+    return found
+
+
+def _reason(shard: Shard, k: int, rule: PixelRule) -> tuple[str, str]:
+    data = shard.image(k)  # what is no longer there is no bad image
+    try:
+        rule.read(io.BytesIO(data))
+    except UnreadableError as error:
+        return shard.names[k], str(error)
+    return shard.names[k], ""
+
+
+def _known(note: Path) -> dict[str, str] | None:
+    try:
+        return {str(name): str(why) for name, why in json.loads(note.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError):
+        return None  # absent or damaged: the images are checked again
+
+
+def _keep(note: Path, reasons: Mapping[str, str]) -> None:
+    try:
+        write_text(note, json.dumps(reasons))
+    except DiskError as error:
+        log.warning("the check of the images cannot be remembered in %s (%s)", note, error)
