@@ -38,6 +38,8 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load for the page: nothing."""
 HIDDEN = {"images", "seconds", "stage", "phase", "event", "time", "step", "skipped", "memory", "lr", "data_wait"}
 """Logged numbers that are no curve: the axis, and what matters only where something is wrong."""
+HELD_OUT = "held_out_loss"
+"""Drawn over the curve of the loss."""
 LEFT, RIGHT = ("loss",), ("grad_norm", "images_per_second")
 """Curves that come first, and last; the terms of the loss and the figures stand between."""
 NAMES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "mse": "MSE on [0, 1]", "grad_norm": "norm of the gradient"}
@@ -97,10 +99,11 @@ def summary(run: Run, records: list[dict[str, Any]]) -> str:
     stages: dict[str, dict[str, Any]] = {}
     for record in records:
         if "images" in record:
-            stages[str(record.get("stage", "bridge"))] = record
+            stages.setdefault(str(record.get("stage", "bridge")), {}).update(record)
     told = []
     for stage, last in stages.items():
         loss = f", loss {last['loss']:.4g}" if "loss" in last else ""
+        loss += f", on held-out data {last[HELD_OUT]:.4g}" if HELD_OUT in last else ""
         told.append(f"<li>stage '{escape(stage)}': {int(last['images']):,} images seen{loss}</li>")
     return about + (f"<ul>{''.join(told)}</ul>" if told else "")
 
@@ -139,20 +142,23 @@ def curves(records: list[dict[str, Any]]) -> list[str]:
             if key not in HIDDEN and isinstance(value, int | float) and "images" in record:
                 series[str(record.get("stage", "")), key].append((record["images"], value))
     stages = list(dict.fromkeys(stage for stage, _ in series))
+    held = {(stage, key): series.pop((stage, key)) for stage, key in list(series) if key.endswith(HELD_OUT)}
 
     def place(item: tuple[tuple[str, str], Any]) -> tuple[int, int]:
         stage, key = item[0]
         return stages.index(stage), -1 if key in LEFT else 1 + RIGHT.index(key) if key in RIGHT else 0
 
-    return [
-        f"<figure>{plot(points)}<figcaption>{escape(f'{stage} {NAMES.get(key, key)}'.strip())}</figcaption></figure>"
-        for (stage, key), points in sorted(series.items(), key=place)
-        if len(points) > 1
-    ]
+    found = []
+    for (stage, key), points in sorted(series.items(), key=place):
+        beside = held.get((stage, key.removesuffix("loss") + HELD_OUT), []) if key.endswith("loss") else []
+        told = f"{stage} {NAMES.get(key, key)}".strip() + (" (dots: on held-out data)" if beside else "")
+        if len(points) > 1:
+            found.append(f"<figure>{plot(points, beside)}<figcaption>{escape(told)}</figcaption></figure>")
+    return found
 
 
-def plot(points: list[tuple[float, float]]) -> str:
-    """A line over images seen, as an SVG element."""
+def plot(points: list[tuple[float, float]], dots: list[tuple[float, float]]) -> str:
+    """A line over images seen, and dots, as an SVG element."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -162,10 +168,12 @@ def plot(points: list[tuple[float, float]]) -> str:
         picture = Figure(figsize=(3.6, 2.2))
         axes = picture.add_subplot()
         axes.plot(*zip(*points, strict=True), lw=1)
+        if dots:
+            axes.plot(*zip(*dots, strict=True), "o-", ms=3, lw=0.5)
         axes.set_xlabel("images")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        if max(abs(value) for _, value in points) >= 1000:
+        if max(abs(value) for _, value in [*points, *dots]) >= 1000:
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         picture.tight_layout()
         picture.savefig(out, format="svg", metadata={"Creator": None, "Date": None, "Format": None, "Type": None})

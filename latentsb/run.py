@@ -367,7 +367,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 def last_record(folder: Path) -> dict[str, Any]:
     """The last line of a run's log that says how far training is; empty if there is none."""
-    return next((r for r in reversed(_records(folder / LOG)) if "images" in r), {})
+    return next((r for r in reversed(_records(folder / LOG)) if "images_per_second" in r), {})
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

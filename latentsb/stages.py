@@ -185,7 +185,7 @@ class Session:
 
         Training goes on afterwards as if nothing had happened.
         """
-        with self._averaged(), torch.no_grad():
+        with self.averaged(), torch.no_grad():
             if fits(self.trainable):
                 self.trainable.fit(passes_of(source, images, self.experiment.device, limit=FIT_SOME))
             yield replace(self.experiment, step=self.step, seen=self.seen, weights="ema" if self.ema else "model")
@@ -209,7 +209,7 @@ class Session:
         self.round, self.begun = number, True
         if type(self.trainable).renew is Trainable.renew:
             return
-        with self._averaged() as before, torch.no_grad():
+        with self.averaged() as before, torch.no_grad():
             placed = {k: v.clone() for k, v in self.trainable.state_dict().items()}
             self.trainable.renew(renewal)
             for name, value in self.trainable.state_dict().items():
@@ -219,7 +219,7 @@ class Session:
                         values[name].copy_(value)
 
     @contextmanager
-    def _averaged(self) -> Iterator[dict[str, Tensor]]:
+    def averaged(self) -> Iterator[dict[str, Tensor]]:
         """Averaged weights and evaluation mode; yields what is put back afterwards."""
         before = {k: v.clone() for k, v in self.trainable.state_dict().items()}
         modes = {name: module.training for name, module in self.trainable.named_modules()}

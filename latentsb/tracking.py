@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import resource
 import time
 from collections.abc import Iterator, Mapping
@@ -97,6 +98,15 @@ class Tracker:
             self.run.log(line)
             self._tensorboard(line)
         return line
+
+    def measured(self, values: Mapping[str, float]) -> None:
+        """Write a line of what was measured beside training, at the present place."""
+        session = self.session
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        line = {"stage": session.stage.train, "step": session.step, "images": session.seen, **finite}
+        if self.enabled and finite:
+            self.run.log(line)
+            self._tensorboard(line)
 
     def event(self, what: str, **facts: Any) -> None:
         """Write a line about something that happened."""

@@ -22,12 +22,14 @@ from latentsb.disk import ignore_size_signal, write_text
 from latentsb.errors import CapabilityError, CheckpointError, NonFiniteError
 from latentsb.experiment import Experiment
 from latentsb.guard import EXIT_CODES, Signals
-from latentsb.latents import latents_of
+from latentsb.held import HeldOut
+from latentsb.latents import held_latents_of, latents_of
 from latentsb.progress import Display
 from latentsb.run import Run
 from latentsb.stages import Session, fingerprint
 from latentsb.tensors import Batch
 from latentsb.tracking import Tracker
+from latentsb.trainable import Phase
 
 __all__ = ["Outcome", "Trainer", "start_processes"]
 
@@ -127,6 +129,8 @@ class Stage:
         self.settings = session.settings
         self.saved = session.step if session.seen else -1
         self.blind = False
+        self.held: HeldOut | None = None
+        self.phases: tuple[Phase, ...] = ()
 
     def train(self) -> str | None:
         """Train the stage; returns why it stopped early, or None when it is done."""
@@ -140,6 +144,8 @@ class Stage:
         if "max_time" in session.stage.changes:
             self.signals.limit(settings.max_time)
         self.source, self.images = self._data()
+        held = self._held_data()
+        self.held = HeldOut(session, *held) if held is not None else None
         tracker = Tracker(self.run, session, enabled=parallel.is_main())
         display = Display(session.title, settings.images, session.seen, parallel.is_main())
         with display, tracker:
@@ -170,6 +176,9 @@ class Stage:
                     self._roll_back(batch)
                 if _crossed(settings.log_every, before, session.seen) or session.seen >= settings.images:
                     self._log()
+                # Before anything may stop here, so that the log does not depend on it.
+                if _crossed(settings.preview_every, before, session.seen) or session.seen >= settings.images:
+                    self._measure()
                 reason = self._asked()
                 if reason is not None:
                     return reason
@@ -183,9 +192,11 @@ class Stage:
     def _step(self, batch: Batch) -> None:
         session = self.session
         session.renew(self.source)
-        phases = session.schedule.now(session.seen, session.logs)
+        self.phases = session.schedule.now(session.seen, session.logs)
         asked = self.signals.reason() if parallel.world() > 1 else None
-        flags = session.update.step(batch.to(session.experiment.device, non_blocking=True), phases, session.seen, asked)
+        flags = session.update.step(
+            batch.to(session.experiment.device, non_blocking=True), self.phases, session.seen, asked
+        )
         session.seen += self.settings.batch
         session.step += 1
         session.guard.observe(flags)
@@ -199,6 +210,12 @@ class Stage:
         means = session.update.means()
         session.logs.update(means)
         self.display.note(session.seen, self.tracker.record(means))
+
+    def _measure(self) -> None:
+        """Log the held-out loss of what the last step trained."""
+        if self.held is not None:
+            with self.tracker.aside():
+                self.tracker.measured(self.held.measure(self.phases))
 
     def _save(self) -> None:
         session = self.session
@@ -281,6 +298,16 @@ class Stage:
         if session.head == "autoencoder":
             return pixels, None
         return latents_of(self.run.path, session.experiment), pixels if session.trainable.needs_images else None
+
+    def _held_data(self) -> tuple[Source, Source | None] | None:
+        """The same of the held-out data."""
+        session = self.session
+        pixels = session.experiment.held
+        if pixels is None or session.head == "autoencoder":
+            return None if pixels is None else (pixels, None)
+        latents = held_latents_of(self.run.path, session.experiment)
+        assert latents is not None
+        return latents, pixels if session.trainable.needs_images else None
 
 
 def start_processes() -> torch.device:

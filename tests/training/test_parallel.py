@@ -46,8 +46,9 @@ def test_two_processes_give_the_losses_of_one(tmp_path, load, train):
     }
     runs, files = {}, []
     for name, bridge in texts.items():
-        recipe = load(f"bridge={bridge}", f"name={name}", "train.log_every=16")
-        runs[name], _ = train(tmp_path / f"{name}-alone", f"bridge={bridge}", f"name={name}", "train.log_every=16")
+        settings = (f"bridge={bridge}", f"name={name}", "train.log_every=16", "held_out=20", "train.preview_every=64")
+        recipe = load(*settings)
+        runs[name], _ = train(tmp_path / f"{name}-alone", *settings)
         files.append(tmp_path / f"{name}.yaml")
         files[-1].write_text(recipe.resolved_text())
     both = tmp_path / "both"
@@ -62,8 +63,9 @@ def test_two_processes_give_the_losses_of_one(tmp_path, load, train):
     assert done.returncode == 0, done.stderr[-3000:]
     for name, alone in runs.items():
         run = Run.open(both / name)
-        assert len(column(alone)) == len(column(run)) == 20
-        np.testing.assert_allclose(column(run), column(alone), rtol=1e-5)
+        for word, lines in (("loss", 20), ("held_out_loss", 5)):
+            assert len(column(alone, word)) == len(column(run, word)) == lines
+            np.testing.assert_allclose(column(run, word), column(alone, word), rtol=1e-5)
         ours, theirs = (Checkpoints(r.path / "checkpoints").latest().tensors("model") for r in (run, alone))
         for key, value in theirs.items():
             torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-6)
