@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from latentsb.errors import ArgumentError
+from latentsb.errors import ArgumentError, CapabilityError, DataError
 from latentsb.tensors import Spec
-from latentsb.weights import MODEL, files_of, fill, read
+from latentsb.weights import MODEL, PAIR, files_of, fill, read
 
-__all__ = ["Block", "Halves", "Pooled", "SoftClamp", "conv", "latent_of", "tensors_of"]
+__all__ = ["Block", "Halves", "Pooled", "SoftClamp", "channels_of", "conv", "latent_of", "tensors_of", "untrained"]
 
-ACCEPTED = (("*_encoder.safetensors", "*_decoder.safetensors"), (MODEL,), ("*.safetensors",))
+ACCEPTED = (PAIR, (MODEL,), ("*.safetensors",))
 
 
 def conv(before: int, after: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -127,6 +127,24 @@ def _renamed(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         if len(rest) > 1 and rest[0] == "layers" and rest[1].isdecimal():
             rest = [str(int(rest[1]) + (half == "decoder")), *rest[2:]]
         yield ".".join([half, *rest]), value
+
+
+def channels_of(weights: str | Path) -> int:
+    """Channels of the latents that published weights are for.
+
+    Raises:
+        DataError: if there are no such weights.
+    """
+    values, where = tensors_of(weights)
+    entry = values.get("decoder.1.weight")
+    if entry is None or entry.ndim != 4:
+        raise DataError(f"{where} does not fit: decoder.1.weight is missing")
+    return entry.shape[1]
+
+
+def untrained(word: str) -> CapabilityError:
+    """What a training stage is told."""
+    return CapabilityError(f"{word} is pretrained and is not trained here; an autoencoder that can be trained is kl")
 
 
 def latent_of(images: Spec, channels: int, factor: int, word: str) -> Spec:

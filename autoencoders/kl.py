@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,32 @@ from latentsb.randomness import Draws
 from latentsb.ranges import Count, NonNegative
 from latentsb.tensors import Batch, Spec
 from latentsb.trainable import Loss
+from latentsb.weights import CONFIG, MODEL, files_of, fill, known, place
 
 if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL
 
 __all__ = ["KL", "divergence"]
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-CONFIG = "config.json"
+WORD = "kl"
+NEW: dict[str, Any] = {
+    "latent_channels": 4,
+    "widths": (32, 64),
+    "blocks": 1,
+    "groups": 16,
+    "attention": True,
+    "quant": True,
+}
+"""The shape of a model that is trained from nothing."""
+KEYS = {
+    "latent_channels": ("latent_channels", 4),
+    "widths": ("block_out_channels", [64]),
+    "blocks": ("layers_per_block", 1),
+    "groups": ("norm_num_groups", 32),
+    "attention": ("mid_block_add_attention", True),
+    "quant": ("use_quant_conv", True),
+}
+"""Our keys, diffusers' keys, and what diffusers takes where a config leaves one out."""
 
 
 def divergence(mean: Tensor, std: Tensor) -> Tensor:
@@ -33,7 +52,7 @@ def divergence(mean: Tensor, std: Tensor) -> Tensor:
     return 0.5 * (mean.square() + std.square() - 1.0 - 2.0 * std.log()).flatten(1).sum(1)
 
 
-@AUTOENCODERS.register("kl")
+@AUTOENCODERS.register(WORD)
 class KL(Autoencoder):
     """Convolutional autoencoder with a Gaussian posterior, diffusers' `AutoencoderKL`.
 
@@ -45,48 +64,87 @@ class KL(Autoencoder):
 
     Args:
         images: shape of one image, (C, H, W); the sides are multiples of the factor 2^(len(widths) − 1).
-        weights: folder that holds `config.json` and `diffusion_pytorch_model.safetensors`; None to train from
-            nothing. The other arguments must then say what that folder's `config.json` says.
-        latent_channels: channels of a latent.
-        widths: channels of each resolution, from the image's on; each step halves the sides.
-        blocks: residual blocks per resolution.
-        groups: of the group normalisation; every width is a multiple of it.
-        attention: self-attention at the lowest resolution.
+        weights: a known name, or a folder with `config.json` and `diffusion_pytorch_model.safetensors`; null to train
+            from nothing. With weights, the keys of the shape need not be given, and must not contradict.
+        latent_channels: channels of a latent; null: the weights', or 4.
+        widths: channels of each resolution, from the image's on; each step halves the sides; null: the weights', or
+            [32, 64].
+        blocks: residual blocks per resolution; null: the weights', or 1.
+        groups: of the group normalisation; every width is a multiple of it; null: the weights', or 16.
+        attention: self-attention at the lowest resolution; null: the weights', or true.
+        quant: 1×1 convolutions on both sides of the latent; null: the weights', or true.
         kl_weight: weight of the divergence.
         normaliser: of the latents.
 
     Raises:
-        ArgumentError: if widths, groups and image do not fit, or differ from the folder's.
-        DataError: if the folder or the weights are not complete; says what to put there.
+        ArgumentError: if widths, groups and image do not fit, or contradict the weights.
+        DataError: if the shape is in a folder that is not complete; says what to put there.
     """
 
     def __init__(
         self,
         images: Spec,
         *,
-        weights: Path | None = None,
-        latent_channels: Count = 4,
-        widths: tuple[Count, ...] = (32, 64),
-        blocks: Count = 1,
-        groups: Count = 16,
-        attention: bool = True,
+        weights: str | Path | None = None,
+        latent_channels: Count | None = None,
+        widths: tuple[Count, ...] | None = None,
+        blocks: Count | None = None,
+        groups: Count | None = None,
+        attention: bool | None = None,
+        quant: bool | None = None,
         kl_weight: NonNegative = 1e-6,
         normaliser: Normaliser = Channel(),
     ) -> None:
-        config = {
-            "in_channels": images.channels,
-            "out_channels": images.channels,
+        given = {
             "latent_channels": latent_channels,
-            "block_out_channels": list(widths),
-            "layers_per_block": blocks,
-            "norm_num_groups": groups,
-            "mid_block_add_attention": attention,
+            "widths": widths,
+            "blocks": blocks,
+            "groups": groups,
+            "attention": attention,
+            "quant": quant,
         }
-        factor = _factor(images, widths, groups)
+        shape = {**given, **self.completed({"weights": weights, **given})}
+        if None in shape.values() and weights is not None:
+            files_of(_folder(weights), (CONFIG, MODEL))
+        factor = _factor(images, shape["widths"], shape["groups"])
+        channels = images.channels if weights is None else _shape_of(weights).get("channels", images.channels)
+        if channels != images.channels:
+            told = f"the weights are for images of {channels} channels, found {images.channels}"
+            raise ArgumentError("images", f"{told}; write channels: {channels} in the data")
         _, height, width = images.shape
-        super().__init__(images, Spec((latent_channels, height // factor, width // factor)), normaliser=normaliser)
-        self.kl_weight, self.trained = kl_weight, weights is not None
-        self.model: AutoencoderKL = _new(config) if weights is None else _load(Path(weights), config)
+        latent = Spec((shape["latent_channels"], height // factor, width // factor))
+        super().__init__(images, latent, normaliser=normaliser)
+        self.kl_weight, self.trained, self.weights = kl_weight, weights is not None, weights
+        self.model: AutoencoderKL = _new(images.channels, shape)
+
+    @classmethod
+    def completed(cls, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """The shape: of known weights, of a folder's `config.json`, or of a new model.
+
+        Raises:
+            ArgumentError: if a key contradicts the weights.
+        """
+        weights = keys["weights"]
+        if weights is None:
+            return {name: value for name, value in NEW.items() if keys[name] is None}
+        found = _shape_of(weights)
+        shape = {name: found[name] for name in NEW if name in found}
+        for name, value in shape.items():
+            if keys[name] not in (None, value):
+                told = [json.dumps(v) for v in (keys[name], value)]
+                raise ArgumentError(name, f"found {told[0]}; the weights '{weights}' have {told[1]} (leave it out)")
+        return {name: value for name, value in shape.items() if keys[name] is None}
+
+    def load(self) -> None:
+        """Read the weights.
+
+        Raises:
+            DataError: if the folder or the weights are not complete, or of another shape than the recipe.
+        """
+        if self.weights is None:
+            return
+        folder = files_of(_folder(self.weights), (CONFIG, MODEL))[0].parent
+        fill(self.model, _load(folder).state_dict(), folder / MODEL)
 
     def moments(self, images: Tensor) -> Moments:
         """Mean and standard deviation of the posterior."""
@@ -134,32 +192,69 @@ def _factor(images: Spec, widths: tuple[int, ...], groups: int) -> int:
     return int(factor)
 
 
-def _new(config: dict[str, Any]) -> AutoencoderKL:
+def _new(channels: int, shape: Mapping[str, Any]) -> AutoencoderKL:
     from diffusers.models import AutoencoderKL  # a second of import
 
-    depth = len(config["block_out_channels"])
+    depth = len(shape["widths"])
     return AutoencoderKL(
-        **config,
+        in_channels=channels,
+        out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * depth,
         up_block_types=("UpDecoderBlock2D",) * depth,
+        use_post_quant_conv=shape["quant"],
+        **{theirs: shape[name] for name, (theirs, _) in KEYS.items()},
     )
 
 
-def _load(folder: Path, wanted: dict[str, Any]) -> AutoencoderKL:
-    """The model of a folder, every weight of it found and no weight left over."""
+def _config(folder: Path) -> dict[str, Any]:
+    """A folder's `config.json`.
+
+    Raises:
+        DataError: if it is none, or of a model that this class cannot hold.
+    """
+    path = folder / CONFIG
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    ours = {
+        "_class_name": {"AutoencoderKL"},
+        "act_fn": {"silu"},
+        "down_block_types": {"DownEncoderBlock2D"},
+        "up_block_types": {"UpDecoderBlock2D"},
+        "use_post_quant_conv": {config.get("use_quant_conv", True)},
+    }
+    for name, allowed in ours.items():
+        value = config.get(name)
+        if value is not None and not allowed.issuperset(value if isinstance(value, list) else [value]):
+            raise DataError(f"{path}: kl cannot hold {name}: {json.dumps(value)}")
+    return config
+
+
+def _folder(weights: str | Path) -> str | Path:
+    """The folder of weights of which the file itself is named; others as they are."""
+    where = place(weights)
+    return where.parent if where.is_file() else weights
+
+
+def _shape_of(weights: str | Path) -> dict[str, Any]:
+    """Our keys of the weights' shape, and `channels` of an image; empty for a folder that is not there (any more)."""
+    found = known(weights, WORD)
+    if found is not None:
+        return {"channels": 3, **found.shape}
+    folder = place(_folder(weights))
+    if not (folder / CONFIG).is_file():
+        return {}
+    config = _config(folder)
+    values = {name: config.get(theirs, absent) for name, (theirs, absent) in KEYS.items()}
+    shape = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {"channels": config.get("in_channels", 3), **shape}
+
+
+def _load(folder: Path) -> AutoencoderKL:
+    """The model of a folder, every weight of it found and no weight left over; older names are understood."""
     from diffusers.models import AutoencoderKL
 
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise DataError(
-                f"autoencoder weights: {folder / name} is missing; put an AutoencoderKL's {CONFIG} and {WEIGHTS} "
-                f"there (the folder `vae` of a latent diffusion model), or leave `weights` out to train one"
-            )
-    try:
-        stored = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
-        raise DataError(f"{folder / CONFIG}: not JSON ({error})") from error
-    _compare(folder, stored, wanted)
     loaders = logging.getLogger("diffusers.models.modeling_utils")
     level = loaders.level
     loaders.setLevel(logging.ERROR)  # it warns of missing weights; below they are an error
@@ -168,37 +263,10 @@ def _load(folder: Path, wanted: dict[str, Any]) -> AutoencoderKL:
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, torch_dtype=torch.float32
         )
     except Exception as error:
-        raise DataError(f"{folder / WEIGHTS}: cannot be loaded ({error})") from error
+        raise DataError(f"{folder / MODEL}: cannot be loaded ({error})") from error
     finally:
         loaders.setLevel(level)
     wrong = [f"{kind.replace('_', ' ')} {', '.join(map(str, names[:3]))}" for kind, names in found.items() if names]
     if wrong:
-        raise DataError(f"{folder / WEIGHTS} does not belong to its {CONFIG}: {'; '.join(wrong)}")
+        raise DataError(f"{folder / MODEL} does not belong to its {CONFIG}: {'; '.join(wrong)}")
     return model
-
-
-def _compare(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """The folder's config must say what the recipe says."""
-    words = {
-        "in_channels": "images",
-        "latent_channels": "latent_channels",
-        "block_out_channels": "widths",
-        "layers_per_block": "blocks",
-        "norm_num_groups": "groups",
-        "mid_block_add_attention": "attention",
-    }
-    # What the class itself takes where a config leaves a key out.
-    absent = {
-        "in_channels": 3,
-        "latent_channels": 4,
-        "block_out_channels": [64],
-        "layers_per_block": 1,
-        "norm_num_groups": 32,
-        "mid_block_add_attention": True,
-    }
-    there = {key: stored.get(key, absent[key]) for key in words}
-    differ = [key for key in words if there[key] != wanted[key]]
-    if differ:
-        told = ", ".join(f"{words[key]}: {json.dumps(there[key])}" for key in differ)
-        have = ", ".join(f"{words[key]}: {json.dumps(wanted[key])}" for key in differ)
-        raise ArgumentError(words[differ[0]], f"{folder / CONFIG} says {told}; the recipe says {have}")

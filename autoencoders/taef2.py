@@ -7,14 +7,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from latentsb.autoencoder import AUTOENCODERS, Autoencoder, Moments
-from latentsb.errors import CapabilityError
 from latentsb.normalisers import Channel, Normaliser
 from latentsb.randomness import Draws
 from latentsb.tensors import Batch, Spec
 from latentsb.trainable import Loss
 from latentsb.weights import known
 
-from ._tiny import Block, Halves, Pooled, SoftClamp, conv, latent_of
+from ._tiny import Block, Halves, Pooled, SoftClamp, conv, latent_of, untrained
 
 __all__ = ["TAEF2"]
 
@@ -61,7 +60,7 @@ class TAEF2(Autoencoder):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """None: it is used as it was published."""
-        raise CapabilityError("taef2 is pretrained and is not trained here; an autoencoder that can be trained is kl")
+        raise untrained(WORD)
 
 
 def _encoder() -> nn.Sequential:

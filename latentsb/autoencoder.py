@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -76,6 +76,21 @@ class Autoencoder(Trainable):
         self.shift: Tensor
         self.scale: Tensor
         self.fitted: Tensor
+
+    @classmethod
+    def completed(cls, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys of the recipe that were left null and follow from others, so that `resolved.yaml` says what was used.
+
+        The shape of named weights, for example. What cannot be known here (a folder is gone) is left out. Nothing by
+        default.
+
+        Args:
+            keys: every key of the class, defaults included.
+
+        Raises:
+            ArgumentError: if keys contradict each other.
+        """
+        return {}
 
     def load(self) -> None:
         """Read the pretrained weights that the recipe names; called once, on the CPU, before anything else is.

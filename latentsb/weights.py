@@ -17,10 +17,24 @@ from latentsb.errors import ArgumentError, DataError, nearest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["CONFIG", "ENVIRONMENT", "KNOWN", "MODEL", "Known", "files_of", "fill", "home", "known", "place", "read"]
+__all__ = [
+    "CONFIG",
+    "ENVIRONMENT",
+    "KNOWN",
+    "MODEL",
+    "PAIR",
+    "Known",
+    "files_of",
+    "fill",
+    "home",
+    "known",
+    "place",
+    "read",
+]
 
 ENVIRONMENT = "LATENTSB_WEIGHTS"
 CONFIG, MODEL = "config.json", "diffusion_pytorch_model.safetensors"
+PAIR = ("*_encoder.safetensors", "*_decoder.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +46,7 @@ class Known:
         autoencoder: the word of the autoencoder that they belong to.
         repo: on the Hugging Face Hub.
         files: of that repository that are needed; safetensors and JSON only.
+        instead: other sets of files in which the same weights are passed on.
         size: bytes of these files, about.
         licence: as the repository states it.
         shape: the autoencoder's own keys that follow from the weights, so that shapes are known without them.
@@ -41,12 +56,13 @@ class Known:
     autoencoder: str
     repo: str
     files: tuple[str, ...] = (CONFIG, MODEL)
+    instead: tuple[tuple[str, ...], ...] = ()
     size: int
     licence: str = "MIT"
     shape: Mapping[str, Any] = field(default_factory=dict)
 
 
-SD = {"latent_channels": 4, "widths": (128, 256, 512, 512), "blocks": 2, "groups": 32, "attention": True}
+SD = {"latent_channels": 4, "widths": (128, 256, 512, 512), "blocks": 2, "groups": 32, "attention": True, "quant": True}
 BIG, TINY = 335_000_000, 9_800_000
 
 KNOWN: Mapping[str, Known] = {
@@ -69,6 +85,7 @@ KNOWN: Mapping[str, Known] = {
         about="tiny, for the latents of Stable Diffusion 1 and 2",
         autoencoder="taesd",
         repo="madebyollin/taesd",
+        instead=(PAIR,),
         size=TINY,
         shape={"latent_channels": 4},
     ),
@@ -76,6 +93,7 @@ KNOWN: Mapping[str, Known] = {
         about="tiny, for the latents of Stable Diffusion XL",
         autoencoder="taesd",
         repo="madebyollin/taesdxl",
+        instead=(PAIR,),
         size=TINY,
         shape={"latent_channels": 4},
     ),
@@ -83,6 +101,7 @@ KNOWN: Mapping[str, Known] = {
         about="tiny, for the latents of Stable Diffusion 3",
         autoencoder="taesd",
         repo="madebyollin/taesd3",
+        instead=(PAIR,),
         size=TINY,
         shape={"latent_channels": 16},
     ),
@@ -90,6 +109,7 @@ KNOWN: Mapping[str, Known] = {
         about="tiny, for the latents of FLUX.1",
         autoencoder="taesd",
         repo="madebyollin/taef1",
+        instead=(PAIR,),
         size=TINY,
         shape={"latent_channels": 16},
     ),
@@ -98,6 +118,7 @@ KNOWN: Mapping[str, Known] = {
         autoencoder="taef2",
         repo="madebyollin/taef2",
         files=("taef2.safetensors",),
+        instead=(PAIR,),
         size=TINY,
     ),
 }

@@ -184,8 +184,20 @@ class Binder:
         places = {"": node.place} | {n: child.place for n, child in given.items()}
         part = Part(registry.kind, word, cls, values, from_run, deferred, key, places)
         if len(self.problems) == before:
+            part = self._complete(part)
             self._try(part)
         return part if len(self.problems) == before else None
+
+    def _complete(self, part: Part) -> Part:
+        """The part with the keys that follow from others, where its class says which these are."""
+        follow = getattr(part.cls, "completed", None)
+        if follow is None:
+            return part
+        try:
+            return replace(part, arguments={**part.arguments, **follow(part.arguments)})
+        except ArgumentError as error:
+            self.problems.append(part.problem(error))
+            return part
 
     def _try(self, part: Part) -> None:
         # Frozen dataclasses need nothing but their keys, so their cross-argument conditions are told already here.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from latentsb.autoencoders.kl import KL, divergence
@@ -144,37 +145,98 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_weights_come_from_a_folder(folder: Path) -> None:
-    loaded, original = KL(IMAGES, weights=folder, **SMALL), made()
-    assert loaded.trained
+def opened(weights: Path | str, images: Spec = IMAGES, **kwargs: Any) -> KL:
+    torch.manual_seed(1)
+    codec = KL(images, weights=weights, **kwargs)
+    codec.load()
+    return codec
+
+
+def test_weights_and_their_shape_come_from_a_folder(folder: Path) -> None:
+    original, unread = made(), KL(IMAGES, weights=folder)
+    assert unread.trained
     assert not original.trained
-    assert loaded.fingerprint() == original.fingerprint()
+    assert unread.fingerprint() != original.fingerprint()
+    for weights in (folder, str(folder), folder / "diffusion_pytorch_model.safetensors"):
+        assert opened(weights).fingerprint() == original.fingerprint()
+
+
+def test_shape_of_a_new_model_and_of_known_weights() -> None:
+    keys = dict.fromkeys(("weights", "latent_channels", "widths", "blocks", "groups", "attention", "quant"))
+    new = {"latent_channels": 4, "widths": (32, 64), "blocks": 1, "groups": 16, "attention": True, "quant": True}
+    assert KL.completed(keys) == new
+    assert KL.completed({**keys, "blocks": 3, "widths": (8,)}) == {
+        k: v for k, v in new.items() if k not in ("blocks", "widths")
+    }
+    found = KL.completed({**keys, "weights": "sd-vae-ft-mse"})
+    assert found == {**new, "widths": (128, 256, 512, 512), "blocks": 2, "groups": 32}
+    with torch.device("meta"):
+        codec = KL(Spec((3, 256, 256)), weights="sd-vae-ft-mse")
+    assert codec.latent.shape == (4, 32, 32)
+    published = {"encoder": 34_163_592, "decoder": 49_490_179}
+    for half, numbers in published.items():
+        assert sum(v.numel() for v in getattr(codec.model, half).parameters()) == numbers
+    with pytest.raises(ArgumentError, match=r"blocks: found 1; the weights 'sd-vae-ft-mse' have 2 \(leave it out\)"):
+        KL(Spec((3, 64, 64)), weights="sd-vae-ft-mse", blocks=1)
+    with pytest.raises(ArgumentError, match="for images of 3 channels, found 1; write channels: 3 in the data"):
+        KL(Spec((1, 64, 64)), weights="sd-vae-ft-mse")
+    with pytest.raises(ArgumentError, match="'taesdxl' belongs to 'taesd'"):
+        KL(Spec((3, 64, 64)), weights="taesdxl")
+
+
+def test_a_folder_that_is_gone_is_not_needed_for_a_known_shape(tmp_path: Path) -> None:
+    codec = made()
+    shape = {**KL.completed(dict.fromkeys(("weights", "latent_channels", "blocks", "quant", *SMALL))), **SMALL}
+    assert KL(IMAGES, weights=tmp_path / "gone", **shape).latent == codec.latent
+    with pytest.raises(DataError, match=r"found no config\.json and .* in .*gone; put"):
+        KL(IMAGES, weights=tmp_path / "gone")
+
+
+def test_older_names_of_the_attention_are_understood(folder: Path, tmp_path: Path) -> None:
+    codec = KL(IMAGES, widths=(8, 16), groups=4)
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    values = {}
+    for name, value in codec.model.state_dict().items():
+        for new, old in older.items():
+            name = name.replace(f".{new}.", f".{old}.")
+        values[name] = value
+    assert any(".query." in name for name in values)
+    codec.model.save_pretrained(tmp_path)
+    save_file(values, tmp_path / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    assert opened(tmp_path).fingerprint() == codec.fingerprint()
+
+
+def test_without_the_convolutions_around_the_latent(tmp_path: Path) -> None:
+    codec = made(quant=False)
+    assert codec.fingerprint() != made().fingerprint()
+    codec.model.save_pretrained(tmp_path)
+    assert opened(tmp_path).fingerprint() == codec.fingerprint()
 
 
 def test_incomplete_and_foreign_folders_are_refused(folder: Path, tmp_path: Path) -> None:
-    def copy(name: str) -> Path:
-        return Path(shutil.copytree(folder, tmp_path / name))
+    def copy(name: str, **config: Any) -> Path:
+        path = Path(shutil.copytree(folder, tmp_path / name))
+        stored = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**stored, **config}))
+        return path
 
-    with pytest.raises(DataError, match=r"none/config\.json is missing; put an AutoencoderKL's"):
-        KL(IMAGES, weights=tmp_path / "none", **SMALL)
     bare = copy("bare")
     (bare / "diffusion_pytorch_model.safetensors").rename(bare / "diffusion_pytorch_model.bin")
-    with pytest.raises(DataError, match=r"diffusion_pytorch_model\.safetensors is missing"):
-        KL(IMAGES, weights=bare, **SMALL)
+    with pytest.raises(DataError, match=r"found no config\.json and diffusion_pytorch_model\.safetensors"):
+        opened(bare)
     cut = copy("cut")
     data = (cut / "diffusion_pytorch_model.safetensors").read_bytes()
     (cut / "diffusion_pytorch_model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match="cannot be loaded"):
-        KL(IMAGES, weights=cut, **SMALL)
-    with pytest.raises(ArgumentError, match=r"widths: .*says widths: \[8, 16\]; the recipe says widths: \[16, 16\]"):
-        KL(IMAGES, weights=folder, **{**SMALL, "widths": (16, 16)})
+        opened(cut)
+    with pytest.raises(ArgumentError, match=r"widths: found \[16, 16\]; the weights .* have \[8, 16\]"):
+        opened(folder, widths=(16, 16))
     other = copy("other")
     made(Spec((1, 8, 8)), blocks=2).model.save_pretrained(tmp_path / "deep")
     shutil.copy(tmp_path / "deep" / "diffusion_pytorch_model.safetensors", other)
     with pytest.raises(DataError, match="unexpected keys"):
-        KL(IMAGES, weights=other, **SMALL)
-    shallow = copy("shallow")
-    config = json.loads((shallow / "config.json").read_text())
-    (shallow / "config.json").write_text(json.dumps({**config, "layers_per_block": 2}))
+        opened(other)
     with pytest.raises(DataError, match="missing keys"):
-        KL(IMAGES, weights=shallow, **{**SMALL, "blocks": 2})
+        opened(copy("shallow", layers_per_block=2))
+    with pytest.raises(DataError, match='kl cannot hold act_fn: "relu"'):
+        opened(copy("foreign", act_fn="relu"))
