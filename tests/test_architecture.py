@@ -153,7 +153,7 @@ def test_the_package_names_what_it_exports():
 
 
 @pytest.mark.parametrize(
-    "name", ["experiment", "networks.transformer", "networks.mlp", "bridges.dbae", "bridges.score"]
+    "name", ["experiment", "networks.transformer", "networks.unet", "networks.mlp", "bridges.dbae", "bridges.score"]
 )
 def test_a_part_is_imported_without_the_compiler_and_what_only_some_commands_need(name):
     slow = "torch._dynamo torch._inductor sympy sklearn scipy matplotlib diffusers timm pandas".split()

@@ -28,6 +28,7 @@ __all__ = [
     "AttentionBackend",
     "Availability",
     "Choice",
+    "Dispatched",
     "attention",
     "available",
     "check_backend",
@@ -177,7 +178,23 @@ def available(device: torch.device | str | None = None, dtype: torch.dtype | Non
     return found
 
 
-class Attention(nn.Module):
+class Dispatched(nn.Module):
+    """A module that calls `attention` with a backend of its own, which `set_attention` sets.
+
+    Args:
+        backend: one of `BACKENDS`.
+
+    Raises:
+        ArgumentError: if the backend is unknown.
+    """
+
+    def __init__(self, backend: str = "auto") -> None:
+        super().__init__()
+        _check_name(backend)
+        self.backend = backend
+
+
+class Attention(Dispatched):
     """Multi-head self-attention with rotary positions and its own backend setting.
 
     Args:
@@ -191,11 +208,10 @@ class Attention(nn.Module):
     """
 
     def __init__(self, width: int, heads: int, *, qk_norm: bool = False, backend: str = "auto") -> None:
-        super().__init__()
+        super().__init__(backend)
         if width % heads:
             raise ArgumentError("heads", f"{heads} does not divide width {width}")
-        _check_name(backend)
-        self.heads, self.backend = heads, backend
+        self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.q_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
@@ -222,7 +238,7 @@ class Attention(nn.Module):
 
 
 def set_attention(model: nn.Module, backend: str) -> int:
-    """Set the backend of every `Attention` inside a model, and of no other model.
+    """Set the backend of every `Dispatched` module inside a model, and of no other model.
 
     Returns:
         How many modules were set.
@@ -231,7 +247,7 @@ def set_attention(model: nn.Module, backend: str) -> int:
         ArgumentError: if the backend is unknown.
     """
     _check_name(backend)
-    modules = [m for m in model.modules() if isinstance(m, Attention)]
+    modules = [m for m in model.modules() if isinstance(m, Dispatched)]
     for module in modules:
         module.backend = backend
     return len(modules)
