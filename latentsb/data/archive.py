@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from latentsb.data.pixels import ENDINGS
@@ -29,6 +29,7 @@ LARGEST = 1 << 28
 HEADERS = 1 << 20
 """Bytes of a long name or of other extended headers."""
 CHUNK = 1 << 20
+BUFFER = 1 << 14  # each read moves what is left of it
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,6 @@ class _Hashed:
         self.progress(len(found))
         return found
 
-    def drain(self) -> str:
-        """Read what is left; sha256 of the whole."""
-        while self.read(CHUNK):
-            pass
-        return self.sha256.hexdigest()
-
 
 class _Header(tarfile.TarInfo):
     """Headers that say what is wrong with them, where tarfile takes a damaged one for the end of the archive."""
@@ -90,8 +85,8 @@ class _Header(tarfile.TarInfo):
         header = super().frombuf(buf, encoding, errors)
         plain = header.type in tarfile.SUPPORTED_TYPES and header.type not in EXTENDED
         limit = LARGEST if plain else HEADERS
-        if header.size > limit:
-            raise tarfile.ReadError(f"'{header.name}' promises {header.size:,} bytes, more than {limit:,}")
+        if not 0 <= header.size <= limit:
+            raise tarfile.ReadError(f"{header.name!r} promises {header.size:,} bytes, expected 0 to {limit:,}")
         return header
 
 
@@ -132,11 +127,10 @@ class Archive:
             with self.path.open("rb") as file:
                 raw = _Hashed(file, self.progress)
                 source: Any = gzip.GzipFile(fileobj=raw) if is_packed(self.path) else raw  # type: ignore[call-overload]
-                with tarfile.open(fileobj=source, mode="r|", tarinfo=_Header, bufsize=CHUNK) as tar:
+                with tarfile.open(fileobj=source, mode="r|", tarinfo=_Header, bufsize=BUFFER) as tar:
                     yield from self._read(tar)
-                while source.read(CHUNK):  # the end of a packed stream is where its checksum is compared
-                    pass
-                self.sha256 = raw.drain()
+                    self._end(tar.fileobj)
+                self.sha256 = raw.sha256.hexdigest()
         except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
             raise DataError(f"{self.path}: not a whole tar archive ({error})") from error
 
@@ -150,24 +144,35 @@ class Archive:
                 continue
             why = _refused(header)
             if why:
-                raise DataError(f"{self.path}: member '{header.name}' {why}")
+                raise DataError(f"{self.path}: member {header.name!r} {why}")
             content = tar.extractfile(header)
             assert content is not None
             yield Member(key, ending, header.offset_data, content.read())
+
+    def _end(self, rest: Any) -> None:
+        """Read to the end, where the checksum of a packed stream is compared; behind the members are only zeros."""
+        for _ in range(LARGEST // CHUNK):
+            found = rest.read(CHUNK)
+            if not found:
+                return
+            if any(found):
+                raise tarfile.ReadError("there is more behind its end; were several archives put together?")
+        raise tarfile.ReadError(f"more than {LARGEST:,} zeros behind its end")
 
 
 def _refused(header: tarfile.TarInfo) -> str:
     if not header.isreg() or header.issparse():
         kind = "a link" if header.issym() or header.islnk() else "no regular file"
         return f"is {kind}; images and labels must be plain files"
-    parts = PurePosixPath(header.name).parts
-    if header.name.startswith(("/", "\\")) or ".." in parts or "\0" in header.name:
+    if header.name.startswith(("/", "\\")) or ".." in header.name.split("/"):
         return "has a name that leads out of the archive"
+    if not header.name.isprintable():  # bytes that are no UTF-8 are not printable either
+        return "has a name with control characters or of no known encoding"
     return ""
 
 
 def _split(name: str) -> tuple[str, str]:
     """Key and ending: `a/b.seg.png` is `a/b` and `.seg.png`; hidden files have no key."""
-    path = PurePosixPath(name)
-    stem, dot, ending = path.name.partition(".")
-    return (str(path.parent / stem) if stem else "", (dot + ending).lower())
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    stem, dot, ending = file.partition(".")
+    return (folder + slash + stem if stem else "", (dot + ending).lower())

@@ -8,7 +8,6 @@ fit. Both lie in `$XDG_CACHE_HOME/latentsb/tar`, in a folder that is named by th
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -45,10 +44,10 @@ class Shard:
 
     Args:
         path: of the archive.
-        entry: the archive as it was when it was read.
         sha256: of the archive.
         folder: of the store.
-        packed: images lie in the store, else in the archive.
+        file: in which the images lie: in the store, or the archive itself.
+        entry: that file as it was when it was opened.
         names: keys with endings, in the order of the archive.
         keys: the same without endings.
         labels: class numbers, where the archive has them.
@@ -59,10 +58,10 @@ class Shard:
     """
 
     path: Path
-    entry: Entry
     sha256: str
     folder: Path
-    packed: bool
+    file: Path
+    entry: Entry
     names: tuple[str, ...]
     keys: tuple[str, ...]
     labels: np.ndarray | None
@@ -81,23 +80,24 @@ class Shard:
             UnreadableError: if it is no longer what was indexed.
         """
         first = int(self.offset[k])
-        file = self.folder / DATA if self.packed else self.path
         try:
-            if not self.packed and Entry.of(self.path.parent, self.path.name) != self.entry:
-                raise UnreadableError("the archive was changed after it was indexed; start again to index it anew")
-            found = _mapped(file)[first : first + int(self.size[k])].tobytes()
+            if _entry(self.file) != self.entry:
+                raise UnreadableError(f"{self.file} was changed after it was opened; start again to read it anew")
+            found = _mapped(self.file, self.entry)[first : first + int(self.size[k])].tobytes()
         except (OSError, ValueError) as error:
-            raise UnreadableError(f"{file} can no longer be read ({error})") from error
+            raise UnreadableError(f"{self.file} can no longer be read ({error})") from error
         if zlib.crc32(found) != int(self.crc[k]):
-            raise UnreadableError(f"{file} was changed or is damaged" + self._remedy())
+            raise UnreadableError(f"{self.file} is damaged; remove {self.folder} so that it is made anew")
         return found
 
-    def _remedy(self) -> str:
-        return f"; remove the folder {self.folder} to make it anew" if self.packed else ""
+
+def _entry(file: Path) -> Entry:
+    return Entry.of(file.parent, file.name)
 
 
 @lru_cache(maxsize=MAPPED)
-def _mapped(file: Path) -> np.ndarray:
+def _mapped(file: Path, entry: Entry) -> np.ndarray:
+    """A file as it was at that time; the map of a file that was replaced since is another."""
     return np.memmap(file, dtype=np.uint8, mode="r")
 
 
@@ -113,12 +113,12 @@ def open_shard(path: Path, progress: Callable[[int], None]) -> Shard:
         DiskError: if the store cannot be written.
     """
     try:
-        entry = Entry.of(path.parent, path.name)
+        entry, packed = _entry(path), is_packed(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     known_as = stores() / f"{sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
     known = remembered(known_as).get(entry)
-    found = None if known is None else _opened(path, entry, known.sha256)
+    found = None if known is None else _opened(path, known.sha256)
     if found is not None:
         progress(entry.size)
         return found
@@ -126,14 +126,14 @@ def open_shard(path: Path, progress: Callable[[int], None]) -> Shard:
         stores().mkdir(parents=True, exist_ok=True)
         with alone(known_as):
             known = remembered(known_as).get(entry)  # by another process, which this one has waited for
-            found = None if known is None else _opened(path, entry, known.sha256)
-            digest = found.sha256 if found else _build(path, stores() / f".{known_as.stem}.building", progress)
-            if Entry.of(path.parent, path.name) != entry:
+            found = None if known is None else _opened(path, known.sha256)
+            digest = found.sha256 if found else _build(path, packed, stores() / f".{known_as.stem}.building", progress)
+            if _entry(path) != entry:
                 raise DataError(f"{path}: was changed while it was read")
             remember(known_as, {entry: Finding(digest)})
     except OSError as error:
         raise disk_error(error, stores(), 0) from error
-    found = _opened(path, entry, digest)
+    found = _opened(path, digest)
     if found is None:
         raise DiskError(f"{stores()}: what was just written there cannot be read")
     return found
@@ -152,20 +152,20 @@ def _index(folder: Path) -> dict[str, Any] | None:
     return index
 
 
-def _opened(path: Path, entry: Entry, digest: str) -> Shard | None:
+def _opened(path: Path, digest: str) -> Shard | None:
     """The shard whose store is there and whole, else None."""
     folder = stores() / digest
     index = _index(folder)
     if index is None:
         return None
-    columns = index["columns"]
+    columns, file = index["columns"], folder / DATA if index["packed"] else path
     labels = columns["label"]
     return Shard(
         path=path,
-        entry=entry,
         sha256=digest,
         folder=folder,
-        packed=index["packed"],
+        file=file,
+        entry=_entry(file),
         names=tuple(key + ending for key, ending in zip(columns["key"], columns["ending"], strict=True)),
         keys=tuple(columns["key"]),
         labels=None if labels is None else np.array(labels, dtype=np.int64),
@@ -180,19 +180,19 @@ def _digest(columns: Any) -> str:
     return sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
 
 
-def _build(path: Path, beside: Path, progress: Callable[[int], None]) -> str:
+def _build(path: Path, packed: bool, beside: Path, progress: Callable[[int], None]) -> str:
     """Write the store of an archive beside its place, then give it its name, the archive's sha256."""
     disk, archive = Disk(), Archive(path, progress)
     if beside.exists():  # left by a process that was killed: whoever builds holds the lock
         shutil.rmtree(beside)
     disk.mkdir(beside)
     try:
-        packed = is_packed(path)
-        with (beside / DATA).open("wb") as data:
-            columns = _columns(archive, data if packed else None)
-            os.fsync(data.fileno())
-        if not packed:
-            disk.unlink(beside / DATA)
+        if packed:
+            with (beside / DATA).open("wb") as data:
+                columns = _columns(archive, data)
+            disk.sync(beside / DATA)
+        else:
+            columns = _columns(archive, None)
         index = {"format": FORMAT, "packed": packed, "others": archive.others, "columns": columns}
         disk.write(beside / INDEX, json.dumps({**index, "sha256": _digest(columns)}).encode())
         disk.sync(beside / INDEX)
