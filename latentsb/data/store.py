@@ -20,7 +20,6 @@ from typing import IO, Any
 import numpy as np
 
 from latentsb.data.archive import LABEL, Archive, is_packed
-from latentsb.data.pixels import UnreadableError
 from latentsb.data.scan import Entry, Finding, cache_folder, remember, remembered
 from latentsb.disk import Disk, alone, disk_error
 from latentsb.errors import DataError, DiskError
@@ -77,17 +76,17 @@ class Shard:
         """The k-th image as it is encoded.
 
         Raises:
-            UnreadableError: if it is no longer what was indexed.
+            DataError: if it is no longer what was indexed.
         """
         first = int(self.offset[k])
         try:
             if _entry(self.file) != self.entry:
-                raise UnreadableError(f"{self.file} was changed after it was opened; start again to read it anew")
+                raise DataError(f"{self.file}: was changed after it was opened; start again to read it anew")
             found = _mapped(self.file, self.entry)[first : first + int(self.size[k])].tobytes()
         except (OSError, ValueError) as error:
-            raise UnreadableError(f"{self.file} can no longer be read ({error})") from error
+            raise DataError(f"{self.file}: can no longer be read ({error})") from error
         if zlib.crc32(found) != int(self.crc[k]):
-            raise UnreadableError(f"{self.file} is damaged; remove {self.folder} so that it is made anew")
+            raise DataError(f"{self.file}: is damaged; remove {self.folder} so that it is made anew")
         return found
 
 
@@ -244,10 +243,12 @@ def _partners(archive: Archive, images: set[str], labels: dict[str, int]) -> Non
             f"{archive.path}: holds no image; its members are named KEY.jpg (or another image's ending) and KEY.cls, "
             f"and a KEY has no dot{f'; passed over: {others}' if others else ''}"
         )
-    for here, there, what, lacks in ((labels, images, "label", "image"), (images, labels, "image", "label")):
-        alone_ = [key for key in here if key not in there]
-        if alone_ and labels:
-            raise DataError(f"{archive.path}: {len(alone_):,} keys have a {what} but no {lacks}, such as '{alone_[0]}'")
+    for single, told in (
+        (labels.keys() - images, "a label but no image"),
+        (images - labels.keys() if labels else set(), "an image but no label"),
+    ):
+        if single:
+            raise DataError(f"{archive.path}: {len(single):,} keys have {told}, such as '{min(single)}'")
 
 
 def _label(path: Path, key: str, data: bytes) -> int:
