@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,10 @@ class TwoSided(Source):
         """Read the other end alone."""
         return self.far.draw(index, variant, draws).x0
 
+    def names(self) -> list[str] | None:
+        """Those of the data end."""
+        return self.near.names()
+
     def contents(self) -> Mapping[str, str]:
         """Those of both sources, below `x0/` and `x1/`."""
         return _both(self.near.contents(), self.far.contents())
@@ -87,9 +93,10 @@ class Unpaired(TwoSided):
 
 @SOURCES.register("paired")
 class Paired(TwoSided):
-    """Two data sets in which the i-th x1 is the partner of the i-th x0.
+    """Two data sets of partners, in the order of x0.
 
-    Sources that name their samples (folders: the path without its ending) must have the same names in both.
+    Where both name their samples (folders: the path without its ending; shards: the key), partners have the same name,
+    in whatever order; else the i-th x1 is the partner of the i-th x0.
 
     Args:
         x0: data end.
@@ -103,34 +110,42 @@ class Paired(TwoSided):
 
     def __init__(self, *, x0: Source, x1: Source) -> None:
         super().__init__(x0, x1)
-        self._checked = False
 
     def __len__(self) -> int:
-        self._check()
-        return len(self.near)
+        return len(self._partner)
+
+    @property
+    def partners(self) -> int:
+        """As many as samples."""
+        return len(self)
 
     def read(self, index: np.ndarray, variant: np.ndarray | None = None) -> Items:
         """Read both ends."""
-        self._check()
-        return super().read(index, variant)
+        partner = self._partner[index]
+        found = self.near.read(index, variant)
+        return Items(found.x0, self.far.read(partner, variant).x0, found.cond)
 
-    def _check(self) -> None:
-        """Compare numbers and names once, when the data are first used."""
-        if self._checked:
-            return
+    def draw_x1(self, index: np.ndarray, variant: np.ndarray | None, draws: Draws) -> Tensor:
+        """Read the partners alone."""
+        return super().draw_x1(self._partner[index], variant, draws)
+
+    @cached_property
+    def _partner(self) -> np.ndarray:
+        """Position in x1 of each sample's partner; numbers and names are compared when the data are first used."""
         left, right = self.near.names(), self.far.names()
-        if left is not None and right is not None:
-            alone = sorted(set(left) ^ set(right))
-            if alone:
-                end, other = ("x0", "x1") if alone[0] in set(left) else ("x1", "x0")
-                raise DataError(
-                    f"{len(alone)} samples have no partner; the first is '{alone[0]}' of {end}, which {other} lacks"
-                )
-            twice = next((name for name in left if left.count(name) > 1), None) if len(set(left)) < len(left) else None
-            if twice is not None or len(left) != len(right):
-                raise DataError(
-                    f"pairs need unique names; found two files called '{twice or left[0]}' but for the ending"
-                )
-        if len(self.near) != len(self.far):
-            raise DataError(f"pairs need equal numbers, found {len(self.near)} of x0 and {len(self.far)} of x1")
-        self._checked = True
+        if left is None or right is None:
+            if len(self.near) != len(self.far):
+                raise DataError(f"pairs need equal numbers, found {len(self.near)} of x0 and {len(self.far)} of x1")
+            return np.arange(len(self.near))
+        alone = sorted(set(left) ^ set(right))
+        if alone:
+            end, other = ("x0", "x1") if alone[0] in set(left) else ("x1", "x0")
+            raise DataError(
+                f"{len(alone)} samples have no partner; the first is '{alone[0]}' of {end}, which {other} lacks"
+            )
+        for names in (left, right):
+            if len(set(names)) < len(names):
+                twice = Counter(names).most_common(1)[0][0]
+                raise DataError(f"pairs need unique names; found two files called '{twice}' but for the ending")
+        place = {name: k for k, name in enumerate(right)}
+        return np.array([place[name] for name in left], dtype=np.int64)

@@ -16,6 +16,7 @@ from latentsb.errors import DataError, nearest
 __all__ = ["Table", "class_names"]
 
 KEY = "key"
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def class_names(path: Path) -> tuple[str, ...]:
@@ -123,9 +124,10 @@ class Table:
         values = np.empty(len(keys), dtype=np.float32)
         for k, (key, cell) in enumerate(zip(keys, self.column(name, keys), strict=True)):
             try:
-                values[k] = number = float(cell)
+                number = float(cell)
             except ValueError:
                 number = math.nan
-            if not math.isfinite(number):
+            if not abs(number) <= LARGEST:
                 raise DataError(f"{self.path}: '{name}' of '{key}' is '{cell}', expected a number")
+            values[k] = number
         return values
