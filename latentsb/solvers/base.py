@@ -36,6 +36,7 @@ __all__ = [
     "counting",
     "denoising",
     "noisy",
+    "one_way",
 ]
 
 Memory = TypeVar("Memory")
@@ -89,6 +90,10 @@ class Coordinates(ABC):
         Raises:
             CapabilityError: if the bridge does not have these coordinates.
         """
+
+    @abstractmethod
+    def time(self, bridge: Bridge, clock: Tensor) -> Tensor:
+        """The time at which the clock shows this, float64, shape (); inverse of `clock` on [t_min, t_max]."""
 
     @abstractmethod
     def position(self, bridge: Bridge, state: State) -> Tensor:
@@ -217,6 +222,22 @@ def denoising(bridge: Bridge, asker: str) -> DenoisingBridge:
     )
 
 
+def one_way(name: str, towards: End) -> None:
+    """Refuse to run towards x1.
+
+    Args:
+        name: the solver's word.
+        towards: the end asked for.
+
+    Raises:
+        CapabilityError: if it is x1.
+    """
+    if towards == "x1":
+        raise CapabilityError(
+            f"solver '{name}' runs towards x0 only; 'euler', 'heun', 'adaptive' and 'euler_maruyama' run both ways"
+        )
+
+
 def noisy(bridge: Bridge) -> bool:
     """Whether the bridge denoises and its process carries noise, so that noise levels are its natural clock."""
     return isinstance(bridge, DenoisingBridge) and bridge.reference.total > 0
@@ -229,6 +250,9 @@ SOLVERS: Registry[Solver] = Registry(
         "latentsb.solvers.ode",
         "latentsb.solvers.sde",
         "latentsb.solvers.exponential",
+        "latentsb.solvers.unipc",
+        "latentsb.solvers.hybrid",
+        "latentsb.solvers.adaptive",
         "latentsb.solvers.direct",
     ),
 )

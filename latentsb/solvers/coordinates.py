@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latentsb.bridge import Bridge, State
 from latentsb.errors import CapabilityError
+from latentsb.process.times import time_of_sigma
 from latentsb.solvers.base import COORDINATES, Coordinates, denoising, noisy
 from latentsb.tensors import expand_as
 
@@ -25,6 +26,10 @@ class TimeCoordinate(Coordinates):
     def clock(self, bridge: Bridge, t: Tensor) -> Tensor:
         """`t`."""
         return t
+
+    def time(self, bridge: Bridge, clock: Tensor) -> Tensor:
+        """`t`."""
+        return clock
 
     def position(self, bridge: Bridge, state: State) -> Tensor:
         """`x`."""
@@ -57,6 +62,10 @@ class NoiseCoordinate(Coordinates):
             )
         return sigma
 
+    def time(self, bridge: Bridge, clock: Tensor) -> Tensor:
+        """The time of a sigma_eff."""
+        return time_of_sigma(denoising(bridge, "coordinates 'noise'"), clock.reshape(1))[0]
+
     def position(self, bridge: Bridge, state: State) -> Tensor:
         """`y`."""
         there = denoising(bridge, "coordinates 'noise'").marginal(state.t)
@@ -82,6 +91,10 @@ class NaturalCoordinate(Coordinates):
     def clock(self, bridge: Bridge, t: Tensor) -> Tensor:
         """Of the plane that suits the bridge."""
         return _plane(bridge).clock(bridge, t)
+
+    def time(self, bridge: Bridge, clock: Tensor) -> Tensor:
+        """Of the plane that suits the bridge."""
+        return _plane(bridge).time(bridge, clock)
 
     def position(self, bridge: Bridge, state: State) -> Tensor:
         """Of the plane that suits the bridge."""

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from latentsb.bridge import Bridge, End, State
-from latentsb.errors import CapabilityError
 from latentsb.randomness import Draws
-from latentsb.solvers.base import SOLVERS, Record, Solution, Solver, Start, counting, denoising, settle
+from latentsb.solvers.base import SOLVERS, Record, Solution, Solver, Start, counting, denoising, one_way, settle
 from latentsb.solvers.start import Centre
 
 __all__ = ["Denoise"]
@@ -32,8 +31,7 @@ class Denoise(Solver):
         self, bridge: Bridge, state: State, draws: Draws, towards: End = "x0", record: Record | None = None
     ) -> Solution:
         """Ask the denoiser at the latest time at which it may be asked."""
-        if towards == "x1":
-            raise CapabilityError("solver 'denoise' runs towards x0 only")
+        one_way("denoise", towards)
         bridge = denoising(bridge, "solver 'denoise'")
         latest = torch.tensor(bridge.t_max, dtype=torch.float64)
         with counting(bridge) as count:

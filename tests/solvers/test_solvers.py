@@ -14,11 +14,13 @@ from latentsb.randomness import Draws
 from latentsb.solvers.base import COORDINATES, SOLVERS, Grid
 from latentsb.solvers.coordinates import NoiseCoordinate, TimeCoordinate
 from latentsb.solvers.direct import Denoise
-from latentsb.solvers.exponential import DPMpp, Posterior
+from latentsb.solvers.exponential import DPMpp, Posterior, Posterior2
 from latentsb.solvers.grid import KarrasTime, LogUniform, Uniform
+from latentsb.solvers.hybrid import Hybrid
 from latentsb.solvers.ode import Euler, Heun
 from latentsb.solvers.sde import EulerMaruyama
 from latentsb.solvers.start import Boot
+from latentsb.solvers.unipc import UniPC
 from latentsb.tensors import Condition, Spec
 
 ONE = torch.ones((), dtype=torch.float64)
@@ -33,6 +35,11 @@ ALL = [
     Posterior(steps=6, eta=0.6),
     Posterior(steps=6, eta=1.0, start=Boot()),
     DPMpp(steps=6),
+    DPMpp(steps=6, eta=1.0),
+    Posterior2(steps=6),
+    Posterior2(steps=6, eta=0.6),
+    UniPC(steps=6),
+    Hybrid(steps=6),
     Denoise(),
 ]
 
@@ -56,14 +63,15 @@ def begin(seeds):
 
 
 def test_words():
-    assert {"euler", "heun", "euler_maruyama", "posterior", "dpmpp", "denoise"} <= set(SOLVERS.names())
+    known = "euler heun adaptive euler_maruyama posterior posterior2 dpmpp unipc hybrid denoise"
+    assert set(known.split()) <= set(SOLVERS.names())
     assert set(COORDINATES.names()) == {"time", "noise", "natural"}
 
 
 @pytest.mark.parametrize("solver", ALL)
 def test_calls(bridge, solver):
     state, draws = begin([1])
-    expected = {Heun: 11, Denoise: 1}.get(type(solver), 6) + (getattr(solver, "start", None) == Boot())
+    expected = {Heun: 11, Denoise: 1, Hybrid: 17}.get(type(solver), 6) + (getattr(solver, "start", None) == Boot())
     bridge.network.calls = 100
     solution = solver.run(bridge, state, draws)
     assert solution.calls == expected
