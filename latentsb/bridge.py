@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from latentsb.errors import CapabilityError
 from latentsb.laws import Ends
 from latentsb.process import conversion
 from latentsb.process.marginal import Marginal
@@ -27,7 +28,7 @@ from latentsb.registry import Registry
 from latentsb.tensors import Batch, Condition
 from latentsb.trainable import Trainable
 
-__all__ = ["BRIDGES", "Bridge", "DenoisingBridge", "EncodingBridge", "End", "State"]
+__all__ = ["BRIDGES", "Bridge", "DenoisingBridge", "EncodingBridge", "End", "State", "require"]
 
 End = Literal["x0", "x1"]
 
@@ -161,3 +162,20 @@ class EncodingBridge(DenoisingBridge):
 
 
 BRIDGES: Registry[Bridge] = Registry("bridge", Bridge)
+B = TypeVar("B", bound=Bridge)
+
+
+def require(bridge: Bridge, kind: type[B], purpose: str) -> B:
+    """The bridge, if it is of the kind that `purpose` needs.
+
+    Raises:
+        CapabilityError: naming the bridges that are of that kind.
+    """
+    if isinstance(bridge, kind):
+        return bridge
+    able = [word for word in BRIDGES.names() if issubclass(BRIDGES[word], kind)]
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    raise CapabilityError(
+        f"{purpose} needs {article} {kind.__name__}; '{BRIDGES.word_of(bridge)}' is not one. "
+        f"These are: {', '.join(able)}"
+    )

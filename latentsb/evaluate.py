@@ -1,21 +1,148 @@
-"""Figures of a run: metrics on fresh or earlier samples, with floors and protocol, as a table and as JSON."""
+"""Figures of a run: metrics with floors and protocol, as tables, as JSON and as pictures."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Literal
 
-import numpy as np
+from torch import Tensor
 
+from latentsb.data.record import RECORD
+from latentsb.data.source import Source
+from latentsb.disk import disk_error
+from latentsb.errors import Problem, RecipeError, nearest
 from latentsb.experiment import Experiment
-from latentsb.metrics.base import METRICS, Measured, Subject
-from latentsb.outputs import make, protocol, sample_folder, write_json
+from latentsb.generate import labels_of, reconstruct, starts
+from latentsb.latents import held_latents_of, latents_of
+from latentsb.metrics.base import Data, Drawn, Measured, Metric, Progress, Subject, stamp
+from latentsb.outputs import SampleFolder, make, protocol, sample_folder, write_json
+from latentsb.recipe.binding import Binder
+from latentsb.recipe.merge import override
+from latentsb.recipe.nodes import Node
 from latentsb.registry import describe
+from latentsb.results import Reconstruction
 from latentsb.run import Run
+from latentsb.solvers.base import Solver
+from latentsb.tensors import Condition
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "metrics_of"]
 
-REAL = 10_000
-"""Real samples that a figure is held against; all of a smaller data set."""
+Watch = Callable[[str, int], AbstractContextManager[Progress]]
+
+
+def metrics_of(words: Sequence[str], settings: Sequence[str] = ()) -> dict[str, Metric]:
+    """The metrics of these words, with settings such as `denoising.images=1000`.
+
+    Args:
+        words: see `latentsb list metric`.
+        settings: overrides as in a recipe; the first word is that of a metric.
+
+    Raises:
+        RecipeError: if a metric or a key does not exist, or a value is wrong.
+    """
+    strange = [text for text in settings if _head(text) not in words]
+    if strange:
+        asked = f"the metrics asked for are: {', '.join(words)}"
+        hints = [nearest(_head(text), words) or f" {asked[0].upper()}{asked[1:]}" for text in strange]
+        raise RecipeError(
+            Problem(f"override '{text}'", "", f"no metric '{_head(text)}' is asked for.{hint}")
+            for text, hint in zip(strange, hints, strict=True)
+        )
+    tree = override(Node({word: Node({"name": Node(word, "--metrics")}, "--metrics") for word in words}, ""), settings)
+    assert isinstance(tree.value, dict)
+    binder = Binder()
+    parts = {word: binder.part(Metric, node, word) for word, node in tree.value.items()}
+    if binder.problems:
+        raise RecipeError(binder.problems)
+    return {word: part.build() for word, part in parts.items()}
+
+
+def _head(setting: str) -> str:
+    return setting.removeprefix("~").partition("=")[0].split(".")[0].strip()
+
+
+class RunSubject(Subject):
+    """A run as metrics see it.
+
+    Args:
+        run: to measure.
+        experiment: its trained parts.
+        n: samples, where a metric asks for any.
+        seed: of the first.
+        solver: another one than the recipe's.
+        watch: shows how far a long work is.
+        tell: called with a line on samples that were drawn.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        experiment: Experiment,
+        n: int,
+        *,
+        seed: int = 0,
+        solver: Solver | None = None,
+        watch: Watch | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self.run, self.experiment, self.n, self.seed, self.solver = run, experiment, n, seed, solver
+        self.bridge, self.autoencoder = experiment.bridge, experiment.autoencoder
+        self.train = Data(experiment.source, partial(latents_of, run.path, experiment), held_out=False)
+        self.held = None if experiment.held is None else Data(experiment.held, self._held_latents, held_out=True)
+        self._watch, self._tell = watch, tell
+        self.folders: dict[float, SampleFolder] = {}
+        self.used: dict[str, None] = {}
+
+    def _held_latents(self) -> Source:
+        found = held_latents_of(self.run.path, self.experiment)
+        assert found is not None
+        return found
+
+    def watch(self, title: str, total: int) -> AbstractContextManager[Progress]:
+        """As it was given."""
+        return nullcontext(lambda done: None) if self._watch is None else self._watch(title, total)
+
+    def samples(self, *, guidance: float = 1.0) -> Drawn:
+        """Those of `latentsb sample` with the same seed and settings; the ones that lie there are not drawn again."""
+        if guidance not in self.folders:
+            with self.watch("sampling", self.n) as advance:
+                drawn = sample_folder(
+                    self.run,
+                    self.experiment,
+                    self.n,
+                    seed=self.seed,
+                    solver=self.solver,
+                    guidance=guidance,
+                    progress=advance,
+                )
+            self.folders[guidance] = drawn
+            if self._tell is not None and drawn.fresh:
+                more = " more" if drawn.fresh < self.n else ""
+                self._tell(f"drew {drawn.fresh:,}{more} sample{'s' if drawn.fresh > 1 else ''} into {drawn.path}")
+        drawn = self.folders[guidance]
+        self.used[drawn.path.name] = None
+        return Drawn(drawn.samples, self._labels(), drawn.path.name)
+
+    def _labels(self) -> Tensor | None:
+        """Class of each sample: its partner's, else in turn."""
+        seeds = range(self.seed, self.seed + self.n)
+        source = self.experiment.source
+        known = starts(self.experiment, seeds).cond if source.two_sided and source.paired else Condition()
+        label = known.get("label")
+        return labels_of(self.bridge, seeds, None).get("label") if label is None else label
+
+    def reconstruct(
+        self, images: Tensor, *, mode: Literal["faithful", "perceptual"], seed: int, cond: Condition
+    ) -> Reconstruction:
+        """As `latentsb reconstruct` does it."""
+        with self.watch(f"reconstructing, {mode}", len(images)) as advance:
+            return reconstruct(
+                self.experiment, images, mode=mode, seed=seed, cond=cond, solver=self.solver, progress=advance
+            )
 
 
 def evaluate(
@@ -24,44 +151,68 @@ def evaluate(
     metrics: Sequence[str],
     n: int,
     *,
+    settings: Sequence[str] = (),
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    solver: Solver | None = None,
+    watch: Watch | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Measured]:
-    """Measure n samples of a run.
+    """Measure a run.
 
-    Samples are those of `latentsb sample` with the same seed; the ones that lie there are not drawn again. Each
-    metric's figure goes to `evaluations/step-…-METRIC.json` in the run folder.
+    Samples, where a metric asks for any, are those of `latentsb sample` with the same seed. Each metric's figure goes
+    to `evaluations/step-…-METRIC.json` in the run folder, a picture of it beside. The `stamp` there is equal where
+    two figures may be compared.
 
     Args:
         run: to measure.
         experiment: its trained parts.
         metrics: words; see `latentsb list metric`.
         n: samples.
-        seed: of the first.
-        progress: called with the number of samples just drawn.
+        settings: of the metrics, such as `denoising.images=1000`.
+        seed: of the first sample.
+        solver: another one than the recipe's.
+        watch: opens something that shows how far a long work is.
         tell: called with a line on the samples that were drawn.
 
     Raises:
-        UnknownPartError: if a metric does not exist.
-        CapabilityError: if the data lacks what a metric needs.
+        RecipeError: if a metric or a setting does not exist.
+        CapabilityError: if the bridge or the data lack what a metric needs; nothing is drawn then.
     """
-    chosen = {name: METRICS[name]() for name in metrics}
-    items = experiment.source.read(np.arange(min(len(experiment.source), REAL)))
-    labels = items.cond.get("label")
+    chosen = metrics_of(metrics, settings)
+    subject = RunSubject(run, experiment, n, seed=seed, solver=solver, watch=watch, tell=tell)
     for metric in chosen.values():
-        metric.require(labels=labels is not None)
-    drawn = sample_folder(run, experiment, n, seed=seed, progress=progress)
-    if tell is not None and drawn.fresh:
-        more = " more" if drawn.fresh < n else ""
-        tell(f"drew {drawn.fresh:,}{more} sample{'s' if drawn.fresh > 1 else ''} into {drawn.path}")
-    subject = Subject(drawn.samples, items.x0, labels)
+        metric.require(subject)
     folder = run.path / "evaluations"
     make(folder)
     measured = {}
     for name, metric in chosen.items():
+        subject.used.clear()
         found = measured[name] = metric.measure(subject)
-        facts = protocol(run, experiment, metric=describe(metric), count=n, seed=seed, real=len(items.x0))
-        facts |= {**vars(found), "samples": drawn.path.name}
-        write_json(folder / f"step-{experiment.step:09d}-{name}.json", facts)
+        store(subject, name, metric, found)
     return measured
+
+
+def store(subject: RunSubject, name: str, metric: Metric, found: Measured) -> None:
+    """Write the JSON of a figure, and its picture."""
+    run, experiment = subject.run, subject.experiment
+    path = run.path / "evaluations" / f"step-{experiment.step:09d}-{name}"
+    facts = protocol(run, experiment, metric=describe(metric), seed=subject.seed)
+    content = asdict(found)
+    del content["hidden"]
+    count = {"count": found.details["count"]} if "count" in found.details else {}
+    solver = {"solver": describe(subject.solver or experiment.solver)} if subject.used else {}
+    known = stamp(name, {**found.protocol, "data": identity_of(run, experiment)})
+    facts |= {**content, **count, **solver, "samples": list(subject.used), "stamp": known}
+    write_json(path.with_suffix(".json"), facts)
+    picture = metric.picture(found)
+    if picture is not None:
+        try:
+            picture.save(path.with_suffix(".png"))
+        except OSError as error:
+            raise disk_error(error, path.with_suffix(".png"), 0) from error
+
+
+def identity_of(run: Run, experiment: Experiment) -> Any:
+    """What identifies the data: as training wrote it down, else as they say themselves."""
+    path = run.path / RECORD
+    return json.loads(path.read_text())["identity"] if path.is_file() else experiment.source.fingerprint()

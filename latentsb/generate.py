@@ -7,13 +7,13 @@ which have it. Row i of every result depends on its own seed, not on its neighbo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latentsb.bridge import BRIDGES, Bridge, EncodingBridge, State
+from latentsb.bridge import Bridge, EncodingBridge, State, require
 from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.experiment import Experiment
 from latentsb.guided import Guided
@@ -24,7 +24,6 @@ from latentsb.tensors import Batch, Condition
 
 __all__ = ["Mode", "interpolate", "reconstruct", "sample", "slerp"]
 
-B = TypeVar("B", bound=Bridge)
 Progress = Callable[[int], None]
 Mode = Literal["faithful", "perceptual"]
 """`faithful` is `E[x0 | z]` in one call, the best decoder in mean squared error; `perceptual` is a draw from
@@ -251,22 +250,6 @@ def slerp(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
 def blocks(n: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` rows that cover n."""
     return (slice(first, min(first + size, n)) for first in range(0, n, max(1, size)))
-
-
-def require(bridge: Bridge, kind: type[B], purpose: str) -> B:
-    """The bridge, if it is of the kind that `purpose` needs.
-
-    Raises:
-        CapabilityError: naming the bridges that are of that kind.
-    """
-    if isinstance(bridge, kind):
-        return bridge
-    able = [word for word in BRIDGES.names() if issubclass(BRIDGES[word], kind)]
-    article = "an" if kind.__name__[0] in "AEIOU" else "a"
-    raise CapabilityError(
-        f"{purpose} needs {article} {kind.__name__}; '{BRIDGES.word_of(bridge)}' is not one. "
-        f"These are: {', '.join(able)}"
-    )
 
 
 def decoding(mode: Mode, solver: Solver) -> Solver:

@@ -45,7 +45,7 @@ LEFT, RIGHT = ("loss",), ("grad_norm", "images_per_second")
 NAMES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "mse": "MSE on [0, 1]", "grad_norm": "norm of the gradient"}
 NAMES |= {"images_per_second": "images per second"}
 """Logged names that are not words."""
-UNTOLD = {"inputs", "picture", "notes", "figures", "value", "floors"}
+UNTOLD = {"inputs", "picture", "notes", "figures", "value", "floors", "tables", "confusion", "per_class"}
 """Facts that are too long for a table, or stand elsewhere; the JSON has them."""
 
 
@@ -271,8 +271,14 @@ def figures(folder: Path) -> Iterator[str]:
         facts = facts_of(path)
         metric = facts.get("metric")
         name = str(metric["name"]) if isinstance(metric, dict) and "name" in metric else path.stem
-        lines = {f"{facts['count']:,} samples" if "count" in facts else "samples": facts.get("value")}
+        of = facts.get("of", "samples")
+        lines = {f"{facts['count']:,} {of}" if of == "samples" and "count" in facts else of: facts.get("value")}
         yield measured(f"{name}{after(facts)}", [name], {k: [v] for k, v in (lines | floors(facts)).items()}, facts)
+        for table in facts.get("tables", ()):
+            rows = {str(row): values for row, values in table["rows"]}
+            yield measured(table["title"], table["columns"][1:], rows, {})
+        if path.with_suffix(".png").exists():
+            yield figure(path.with_suffix(".png"), name)
     for path in sorted(folder.glob("reconstructions/*.json")):
         facts = facts_of(path)
         rows = facts.get("figures", {})

@@ -15,7 +15,6 @@ from latentsb.errors import ArgumentError, Problem, RecipeError
 
 if TYPE_CHECKING:
     from latentsb.experiment import Experiment
-    from latentsb.metrics.base import Measured
     from latentsb.run import Run
 
 __all__ = ["register"]
@@ -49,6 +48,9 @@ class Backend(StrEnum):
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/digits.")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[solver.KEY=VALUE]...", help="Another solver setting.")]
+MetricSettings = Annotated[
+    list[str] | None, typer.Argument(metavar="[METRIC.KEY=VALUE]...", help="Settings of metrics, or solver.KEY=VALUE.")
+]
 Files = Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Images; the run's own data if none.")]
 Seed = Annotated[int, typer.Option(min=0, help="First seed; sample i has seed SEED + i.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Samples at a time.")]
@@ -115,8 +117,7 @@ def reconstruct(
     attention: AttentionOption = Backend.auto,
 ) -> None:
     """Encode images to z and decode z alone; the autoencoder's own row stands beside."""
-    from latentsb.bridge import EncodingBridge
-    from latentsb.generate import require
+    from latentsb.bridge import EncodingBridge, require
     from latentsb.outputs import inputs_of, write_reconstruction
 
     opened, experiment = load(run, weights, device, attention)
@@ -161,20 +162,30 @@ def interpolate(
 
 def evaluate(
     run: RunPath,
+    settings: MetricSettings = None,
     metrics: Annotated[str, typer.Option(help="Words, separated by commas; see latentsb list metric.")] = "recognised",
-    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Samples.")] = 500,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Samples, where a metric looks at any.")] = 500,
     seed: Seed = 0,
     weights: WeightsOption = Weights.ema,
     device: DeviceOption = None,
     attention: AttentionOption = Backend.auto,
 ) -> None:
-    """Measure samples, with floors and baselines beside each figure."""
+    """Measure a run, with floors and baselines beside each figure; `denoising.images=1000` sets a key of a metric."""
+    from latentsb.cli.figures import show_figure
     from latentsb.evaluate import evaluate as measure
+    from latentsb.evaluate import metrics_of
 
-    opened, experiment = load(run, weights, device, attention)
     words = [word.strip() for word in metrics.split(",") if word.strip()]
-    with bar("sampling", n) as advance, arguments():
-        measured = measure(opened, experiment, words, n, seed=seed, progress=advance, tell=typer.echo)
+    given = settings or []
+    of_solver = [text for text in given if text.startswith("solver.")]
+    own = [text for text in given if text not in of_solver]
+    metrics_of(words, own)
+    opened, experiment = load(run, weights, device, attention)
+    solver = solver_of(opened, of_solver)
+    with arguments():
+        measured = measure(
+            opened, experiment, words, n, settings=own, seed=seed, solver=solver, watch=bar, tell=typer.echo
+        )
     for name, figure in measured.items():
         show_figure(name, figure)
     typer.echo(f"stored in {run / 'evaluations'}")
@@ -250,20 +261,6 @@ def show_similarity(content: Mapping[str, Any], mode: Mode) -> None:
         if images:
             cells += ["equal" if figures["psnr"] is None else f"{figures['psnr']:.2f}", f"{figures['ssim']:.3f}"]
         shown.add_row(name, *cells)
-    console().print(shown)
-
-
-def show_figure(name: str, figure: Measured) -> None:
-    """Print a figure with its floors and details."""
-    from latentsb.cli.console import console, table
-
-    shown = table("", name, "value")
-    shown.add_row("samples", f"{figure.value:.3f}", style="bold")
-    for floor, value in figure.floors.items():
-        shown.add_row(floor, f"{value:.3f}")
-    for detail, content in figure.details.items():
-        told = ", ".join(f"{k}: {v}" for k, v in content.items()) if isinstance(content, Mapping) else content
-        shown.add_row(detail.replace("_", " "), f"{told:.3f}" if isinstance(told, float) else str(told), style="dim")
     console().print(shown)
 
 

@@ -13,6 +13,9 @@ from latentsb.ranges import Count, OpenFraction
 
 __all__ = ["Recognised"]
 
+REAL = 10_000
+"""Real samples that the figure is held against; all of a smaller data set."""
+
 
 @METRICS.register("recognised")
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +39,20 @@ class Recognised(Metric):
     seed: int = 0
     drawn: Count = 2000
 
-    def require(self, *, labels: bool) -> None:
+    def require(self, subject: Subject) -> None:
         """Labels are needed."""
-        if not labels:
+        if not subject.train.labelled:
             raise CapabilityError("the metric 'recognised' needs labelled data; these data have no labels")
 
     def measure(self, subject: Subject) -> Measured:
         """Measure samples; the value is in [0, 1]."""
         from sklearn.linear_model import LogisticRegression
 
-        self.require(labels=subject.labels is not None)
-        assert subject.labels is not None
+        self.require(subject)
         rng = numpy_generator(self.seed, "recognised")
-        real = subject.real.flatten(1).double().numpy()
-        labels = subject.labels.numpy()
+        items = subject.train.read(np.arange(min(len(subject.train), REAL)))
+        real = items.x0.flatten(1).double().numpy()
+        labels = items.cond["label"].numpy()
         order = rng.permutation(len(real))
         seen, held = order[: len(order) // 2], order[len(order) // 2 :]
         classifier = LogisticRegression(max_iter=2000).fit(real[seen], labels[seen])
@@ -57,7 +60,7 @@ class Recognised(Metric):
         def share(x: np.ndarray) -> float:
             return float((classifier.predict_proba(x).max(axis=1) > self.confidence).mean())
 
-        samples = subject.samples.flatten(1).double().numpy()
+        samples = subject.samples().images.flatten(1).double().numpy()
         sure = classifier.predict_proba(samples).max(axis=1) > self.confidence
         found = classifier.predict(samples)
         counts = {str(c): int((found[sure] == c).sum()) for c in classifier.classes_}
@@ -66,7 +69,12 @@ class Recognised(Metric):
         return Measured(
             share(samples),
             {"real, held out": share(real[held]), "Gaussian of the pixels": share(gaussian), "noise": share(noise)},
-            {"classifier": "logistic regression on pixels, C = 1", "fitted_on": len(seen), **vars(self)},
+            {
+                "classifier": "logistic regression on pixels, C = 1",
+                "fitted_on": len(seen),
+                "count": len(samples),
+                **vars(self),
+            },
             {
                 "count": len(samples),
                 "classes": sum(n > 0 for n in counts.values()),

@@ -30,6 +30,7 @@ CONTRACTS = (
     "latentsb.laws",
     "latentsb.normalisers",
     "latentsb.metrics.base",
+    "latentsb.features",
 )
 
 

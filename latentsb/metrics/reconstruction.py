@@ -1,0 +1,128 @@
+"""Reconstruction: what a code keeps of an image, beside a linear code of the same length."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from latentsb.bridge import EncodingBridge, require
+from latentsb.metrics.base import METRICS, Measured, Metric, Subject, Table
+from latentsb.metrics.linear import Components
+from latentsb.metrics.similarity import mse, psnr, ssim
+from latentsb.ranges import Count, enforce
+
+__all__ = ["Reconstructed"]
+
+MODES: tuple[Literal["faithful", "perceptual"], ...] = ("faithful", "perceptual")
+AUTOENCODER, MEAN = "autoencoder alone", "mean image"
+
+
+@METRICS.register("reconstruction")
+@dataclass(frozen=True, kw_only=True)
+class Reconstructed(Metric):
+    """Squared error, PSNR and SSIM of held-out images decoded from their codes, beside PCA of equal dimension.
+
+    `faithful` is the mean given the code, one call; `perceptual` a draw. The figure is the mean squared error of the
+    faithful decoding on [0, 1]. PSNR stands in two conventions, which differ by Jensen's inequality: of the mean
+    error, `−10 log10 mean MSE`, and the mean over images of each one's own, which is never smaller. PCA and the mean
+    image are fitted to training images, and clamped to the range of images like the rest.
+
+    Source: Wang et al. 2004 (SSIM); Kim et al. 2025, Diffusion bridge autoencoders, Table 2.
+
+    Args:
+        images: held-out images.
+        fitted_on: training images, at most, that PCA is fitted to.
+        seed: of the choice of images, of PCA and of the draws.
+    """
+
+    images: Count = 500
+    fitted_on: Count = 20_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        enforce(self)
+
+    def require(self, subject: Subject) -> None:
+        """The bridge must encode."""
+        require(subject.bridge, EncodingBridge, "the metric 'reconstruction'")
+
+    def measure(self, subject: Subject) -> Measured:
+        """Measure; the value is the faithful decoding's mean squared error on [0, 1] (of vectors as they are)."""
+        bridge = require(subject.bridge, EncodingBridge, "the metric 'reconstruction'")
+        rows = subject.test.rows(self.images, self.seed, "reconstructed images")
+        items = subject.test.read(rows)
+        cond = subject.known(items.cond)
+        linear = Components.fit(subject.train, bridge.z_dim, self.fitted_on, self.seed)
+        made: dict[str, Tensor] = {}
+        calls = {}
+        for mode in MODES:
+            found = subject.reconstruct(items.x0, mode=mode, seed=self.seed, cond=cond)
+            made[f"bridge, {mode}"], calls[mode] = found.bridge, found.calls
+            if not subject.autoencoder.is_identity:
+                made[AUTOENCODER] = found.autoencoder
+        x = items.x0.float()
+        own = f"PCA, {len(linear.directions)} components"
+        made |= {own: linear.round_trip(x), MEAN: linear.mean.reshape(1, *x.shape[1:]).expand_as(x)}
+        pictures = x.ndim == 4
+        figures = {name: compare(x, y.float(), pictures=pictures) for name, y in made.items()}
+        columns = ["", "MSE on [0, 1]", "± SE", "PSNR of mean MSE", "mean PSNR", "SSIM"]
+        table = Table(
+            f"{len(x)} samples of the {subject.test.name}, code of {bridge.z_dim} numbers",
+            columns if pictures else ["", "MSE", "± SE"],
+            [(name, list(row.values())) for name, row in figures.items()],
+        )
+        protocol: dict[str, Any] = {
+            **vars(self),
+            "measured_on": subject.test.name,
+            "count": len(x),
+            "z_dim": bridge.z_dim,
+            "shape": list(x.shape[1:]),
+            "range": "[0, 1], PCA and all others clamped" if pictures else "as they are",
+            "pca_fitted_on": linear.fitted_on,
+        }
+        return Measured(
+            figures["bridge, faithful"]["mse"] or 0.0,
+            {name: row["mse"] or 0.0 for name, row in figures.items() if name != "bridge, faithful"},
+            protocol,
+            {"count": len(x), "figures": figures, "calls": calls, "measured on": subject.test.name},
+            of="bridge, faithful: MSE",
+            digits=5,
+            tables=(table,),
+            hidden=frozenset(("figures", "calls")),
+        )
+
+
+def compare(originals: Tensor, made: Tensor, *, pictures: bool) -> dict[str, float | None]:
+    """Mean squared error with its standard error; of images on [0, 1], clamped, with both PSNRs and SSIM.
+
+    Args:
+        originals: shape (B, C, H, W) in [-1, 1], or vectors.
+        made: same shape.
+        pictures: they are images.
+
+    Returns:
+        None in place of an infinite PSNR.
+    """
+    if not pictures:
+        errors = mse(originals, made).double()
+        return {"mse": float(errors.mean()), "se": _se(errors)}
+    a, b = (originals + 1) / 2, ((made + 1) / 2).clamp(0, 1)
+    errors = mse(a, b).double()
+    mean = float(errors.mean())
+    parts = [ssim(a[k : k + 256], b[k : k + 256], data_range=1.0) for k in range(0, len(a), 256)]
+    each = float(psnr(a, b, data_range=1.0).mean())
+    return {
+        "mse": mean,
+        "se": _se(errors),
+        "psnr_of_mean_mse": -10 * math.log10(mean) if mean > 0 else None,
+        "mean_psnr": each if math.isfinite(each) else None,
+        "ssim": float(torch.cat(parts).mean()),
+    }
+
+
+def _se(values: Tensor) -> float:
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else 0.0
