@@ -15,6 +15,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +97,7 @@ class PowerFunction(Average):
         if not 0 < self.width <= 0.28:
             raise ArgumentError("width", f"a relative width lies in (0, 0.28], got {self.width}")
 
-    @property
+    @cached_property
     def gamma(self) -> float:
         """The exponent that belongs to the width."""
         inverse = self.width**-2
@@ -129,6 +131,7 @@ class Ema:
             raise ArgumentError("ema", "two averages are the same")
         self.module = module
         self.values = {a.label: {k: v.detach().clone() for k, v in module.state_dict().items()} for a in self.averages}
+        self._slots = _slots(module)
         self.seen = dict.fromkeys(module.state_dict(), 0)
 
     @torch.no_grad()
@@ -140,7 +143,7 @@ class Ema:
             trains: prefixes of the names that the step trained; other averages stay as they are, and so does their
                 count of images.
         """
-        now = {k: v.detach() for k, v in self.module.state_dict(keep_vars=True).items() if k.startswith(trains)}
+        now = {k: held[key].detach() for k, held, key in self._slots if k.startswith(trains)}
         alike: dict[int, list[str]] = defaultdict(list)
         for name, value in now.items():
             if value.is_floating_point():
@@ -189,6 +192,20 @@ class Ema:
                     f"average '{label}': {name} is {tuple(value.shape)}, not {tuple(own[name].shape)}"
                 )
         _copy(own, values)
+
+
+def _slots(module: nn.Module) -> list[tuple[str, dict[str, Any], str]]:
+    """Where a module keeps each tensor of its state: its name, and the dictionary and key that hold it.
+
+    `state_dict` finds the same by a walk that takes longer than a small network's forward pass.
+    """
+    found = {
+        f"{prefix}.{key}" if prefix else key: (held, key)
+        for prefix, part in module.named_modules(remove_duplicate=False)
+        for held in (part._parameters, part._buffers)
+        for key in held
+    }
+    return [(name, *found[name]) for name in module.state_dict()]
 
 
 @torch.no_grad()
