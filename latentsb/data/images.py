@@ -180,6 +180,16 @@ class Images(Source):
         """
         rows = np.asarray(index, dtype=np.int64)
         len(self)  # checks the data, once
+        x0 = torch.from_numpy(self._images(rows))
+        values: Mapping[str, Callable[[], np.ndarray]] = {
+            "label": lambda: self._labels,
+            "attributes": lambda: self._attributes,
+        }
+        cond = {name: torch.from_numpy(values[name]()[rows]) for name in self.cond}
+        return Items(mirrored(x0, variant), None, cond)
+
+    def _images(self, rows: np.ndarray) -> np.ndarray:
+        """Decode several images, float32 of shape (B, C, H, W)."""
         pixels = np.empty((len(rows), *self.spec.shape), dtype=np.float32)
 
         def decode(first: int) -> None:
@@ -188,13 +198,7 @@ class Images(Source):
 
         for _ in self._pool.map(decode, range(0, len(rows), TOGETHER)):
             pass
-        x0 = torch.from_numpy(pixels)
-        values: Mapping[str, Callable[[], np.ndarray]] = {
-            "label": lambda: self._labels,
-            "attributes": lambda: self._attributes,
-        }
-        cond = {name: torch.from_numpy(values[name]()[rows]) for name in self.cond}
-        return Items(mirrored(x0, variant), None, cond)
+        return pixels
 
     def image_rule(self) -> PixelRule:
         """That of the recipe."""

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -18,14 +18,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from latentsb.data.decoded import Decoded, decoded, numbers
 from latentsb.data.images import Images, Told, pixel_rule, with_progress
 from latentsb.data.patterns import expand
 from latentsb.data.pixels import Fit, PixelRule, UnreadableError
 from latentsb.data.source import SOURCES
 from latentsb.data.store import Shard, open_shard
-from latentsb.disk import write_text
-from latentsb.errors import DataError, DiskError
+from latentsb.errors import DataError
 from latentsb.ranges import Count, Fraction
+from latentsb.shards import Shards
 
 __all__ = ["Tar"]
 
@@ -34,10 +35,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Checked:
-    """Images that decode, as (shard, number in it), and the others with the reason."""
+    """Images that decode, as (shard, number in it), the others with the reason, and pixels that are kept."""
 
     good: np.ndarray
     bad: tuple[tuple[str, str], ...]
+    pixels: tuple[Shards | None, ...]
 
 
 @SOURCES.register("tar")
@@ -123,13 +125,22 @@ class Tar(Images):
     def checked(self) -> _Checked:
         """Which images decode; checked at first use."""
         shards = self.shards
-        bad = with_progress("checking images", lambda told: _unreadable(shards, self.rule, told))
-        good = [(s, k) for s, shard in enumerate(shards) for k, name in enumerate(shard.names) if name not in bad[s]]
-        told = [(f"{shard.path.name}/{name}", why) for s, shard in enumerate(shards) for name, why in bad[s].items()]
-        self._tolerated(len(good), told)
+        found = with_progress("checking images", lambda told: _decoded(shards, self.rule, told))
+        good = [
+            (s, k)
+            for s, (shard, held) in enumerate(zip(shards, found, strict=True))
+            for k, name in enumerate(shard.names)
+            if name not in held.bad
+        ]
+        bad = [
+            (f"{name}/{member}", why)
+            for name, held in zip(self.contents(), found, strict=True)
+            for member, why in held.bad.items()
+        ]
+        self._tolerated(len(good), bad)
         if self.samples is not None and len(good) != self.samples:
             raise DataError(f"{self.where}: {len(good):,} images, `samples: {self.samples}` asks for {self.samples:,}")
-        return _Checked(np.array(good, dtype=np.int64), tuple(told))
+        return _Checked(np.array(good, dtype=np.int64), tuple(bad), tuple(held.pixels for held in found))
 
     def __len__(self) -> int:
         return len(self.checked.good)
@@ -164,6 +175,15 @@ class Tar(Images):
             raise DataError(f"{shard.path}: `labels: true` needs a member KEY.cls for each image, there is none")
         return shard.labels
 
+    def _images(self, rows: np.ndarray) -> np.ndarray:
+        """Pixels that are kept are gathered, others decoded."""
+        number, place = self.checked.good[rows].T
+        pixels = np.empty((len(rows), *self.spec.shape), dtype=np.float32)
+        for shard in np.unique(number).tolist():
+            at, kept = np.flatnonzero(number == shard), self.checked.pixels[shard]
+            pixels[at] = super()._images(rows[at]) if kept is None else numbers(kept.take(place[at]))
+        return pixels
+
     def _image(self, k: int) -> np.ndarray:
         number, place = self.checked.good[k].tolist()
         shard = self.shards[number]
@@ -193,47 +213,14 @@ def _opened(files: tuple[Path, ...], told: Told | None) -> tuple[Shard, ...]:
         return tuple(pool.map(lambda path: open_shard(path, progress), files))
 
 
-def _unreadable(shards: tuple[Shard, ...], rule: PixelRule, told: Told | None) -> list[dict[str, str]]:
-    """Reasons of the images that do not decode, by name, for each shard; remembered beside the shard's index."""
-    total, done, found = sum(map(len, shards)), 0, []
-    key = sha256(json.dumps(asdict(rule)).encode()).hexdigest()[:16]
+def _decoded(shards: tuple[Shard, ...], rule: PixelRule, told: Told | None) -> tuple[Decoded, ...]:
+    total, done = sum(map(len, shards)), 0
+
+    def progress(more: int) -> None:
+        nonlocal done
+        done += more
+        if told is not None:
+            told(done, total)
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for shard in shards:
-            note = shard.folder / f"checked-{key}.json"
-            known = _known(note)
-            if known is None:
-                known = {}
-                for name, why in pool.map(lambda k, shard=shard: _reason(shard, k, rule), range(len(shard))):
-                    done += 1
-                    if why:
-                        known[name] = why
-                    if told is not None:
-                        told(done, total)
-                _keep(note, known)
-            else:
-                done += len(shard)
-            found.append(known)
-    return found
-
-
-def _reason(shard: Shard, k: int, rule: PixelRule) -> tuple[str, str]:
-    data = shard.image(k)  # what is no longer there is no bad image
-    try:
-        rule.read(io.BytesIO(data))
-    except UnreadableError as error:
-        return shard.names[k], str(error)
-    return shard.names[k], ""
-
-
-def _known(note: Path) -> dict[str, str] | None:
-    try:
-        return {str(name): str(why) for name, why in json.loads(note.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError):
-        return None  # absent or damaged: the images are checked again
-
-
-def _keep(note: Path, reasons: Mapping[str, str]) -> None:
-    try:
-        write_text(note, json.dumps(reasons))
-    except DiskError as error:
-        log.warning("the check of the images cannot be remembered in %s (%s)", note, error)
+        return tuple(decoded(shard, rule, pool, progress) for shard in shards)

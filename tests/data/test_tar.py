@@ -18,8 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
+from latentsb.data import decoded as kept
 from latentsb.data import store
 from latentsb.data.archive import Archive
+from latentsb.data.pixels import PixelRule
 from latentsb.data.store import open_shard
 from latentsb.data.tar import Tar
 from latentsb.errors import ArgumentError, DataError, DiskError
@@ -158,13 +160,15 @@ def test_a_damaged_store_is_made_anew_or_told(read: list[str]) -> None:
         Tar(paths=path, size=5).read(np.arange(3))
 
 
+@pytest.mark.parametrize("small", [0, 10_000])
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
-def test_an_archive_that_changes_later(name: str) -> None:
+def test_an_archive_that_changes_later(name: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "SMALL", small)
     path = write(Path(name), samples(0, 3))
     source = Tar(paths=path, size=SIZE)
     expected = source.read(np.arange(3)).x0
     write(path, samples(3, 6))
-    if name.endswith(".gz"):  # its images are in the store
+    if name.endswith(".gz") or small:  # its images, or their pixels, are in the store
         torch.testing.assert_close(source.read(np.arange(3)).x0, expected, rtol=0, atol=0)
     else:
         with pytest.raises(DataError, match=r"a\.tar: was changed after it was opened"):
@@ -172,6 +176,39 @@ def test_an_archive_that_changes_later(name: str) -> None:
     torch.testing.assert_close(
         Tar(paths=path, size=SIZE).read(np.array([0])).x0[0], decoded(picture(3)), rtol=0, atol=1e-6
     )
+
+
+def test_pixels_of_small_images_are_kept_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(Path("a.tar.gz"), samples(0, 5, "jpg") | {"bad.cls": b"0", "bad.png": b"no picture"})
+    keys = {"paths": path, "size": 4, "bad": 0.5, "labels": True}
+    source = Tar(**keys)
+    index = np.array([4, 4, 0, 2])
+    images = [source.rule.read(io.BytesIO(source.shards[0].image(k))) for k in range(5)]
+    expected = torch.from_numpy(np.stack([images[k] for k in index]))
+    assert len(source) == 5
+    with monkeypatch.context() as patch:
+        patch.delattr(PixelRule, "read")
+        found = source.read(index).x0
+        assert torch.equal(found, expected)
+        assert torch.equal(Tar(**keys).read(index).x0, expected)
+    (pixels,) = store.stores().glob("*/decoded-*/pixels-00000.npy")
+    held = np.load(pixels)
+    assert held.dtype == np.uint8
+    assert held.shape == (6, 3, 4, 4)
+    damaged = bytearray(pixels.read_bytes())
+    damaged[-70] ^= 1
+    pixels.write_bytes(damaged)
+    assert torch.equal(Tar(**keys).read(index).x0, found)
+    assert np.array_equal(np.load(pixels), held)
+
+
+def test_images_of_sixteen_bits_are_not_made_bytes() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4) * 4000 + 7).save(stream, "PNG")
+    source = Tar(paths=write(Path("a.tar.gz"), {"a.png": picture(0, size=4), "deep.png": stream.getvalue()}), size=4)
+    expected = torch.arange(16.0).mul(4000).add(7).div(32767.5).sub(1).reshape(4, 4).expand(3, 4, 4)
+    torch.testing.assert_close(source.read(np.array([1])).x0[0], expected, rtol=0, atol=1e-6)
+    assert list(store.stores().glob("*/decoded-*/*.npy")) == []
 
 
 def test_a_kill_in_the_middle_leaves_nothing_half() -> None:
