@@ -21,7 +21,7 @@ from latentsb.solvers.base import Coordinates, counting, noisy
 from latentsb.solvers.coordinates import NoiseCoordinate, TimeCoordinate
 from latentsb.tensors import Condition, expand_as
 
-__all__ = ["Likelihood", "LogProb", "bits_per_dim"]
+__all__ = ["Likelihood", "LogProb", "bits_per_dim", "has_density"]
 
 Prior = Callable[[Tensor], Tensor]
 
@@ -122,6 +122,15 @@ def bits_per_dim(nats: Tensor, dims: int, volume: float = 0.0) -> Tensor:
         volume: `ln |d latent / d sample|` over all dimensions, where bits are counted in the sample's own units.
     """
     return -(nats + volume) / (dims * math.log(2))
+
+
+def has_density(bridge: Bridge) -> None:
+    """Make sure that a bridge gives data a density.
+
+    Raises:
+        CapabilityError: if the law at t = 1 has no density, or depends on x0.
+    """
+    _route(bridge)
 
 
 def _route(bridge: Bridge) -> tuple[Tensor, Tensor, Coordinates, Prior]:

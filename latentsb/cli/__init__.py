@@ -23,7 +23,13 @@ WORDING = {
     r"('[^']*') is not one of (.*?)\.$": r"found \1, expected one of \2",
 }
 """What the parser says of a value, and how a recipe's mistakes are told."""
-COMMANDS = ("latentsb.cli.recipes", "latentsb.cli.train", "latentsb.cli.runs")
+COMMANDS = (
+    "latentsb.cli.recipes",
+    "latentsb.cli.train",
+    "latentsb.cli.runs",
+    "latentsb.cli.likelihood",
+    "latentsb.cli.fetch",
+)
 
 EXAMPLES = """[bold]To begin[/bold]
 

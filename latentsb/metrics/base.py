@@ -155,11 +155,13 @@ class Table:
         title: one line.
         columns: heads; the first is that of the names of the rows.
         rows: a name and its numbers, or texts, or None for what does not apply.
+        digits: of each number, as shown.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Row]
+    digits: int = 4
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,7 @@ METRICS: Registry[Metric] = Registry(
     "metric",
     Metric,
     homes=tuple(
-        f"latentsb.metrics.{name}" for name in ("accuracy", "denoising", "recognised", "reconstruction", "retrieval")
+        f"latentsb.metrics.{name}"
+        for name in ("accuracy", "denoising", "likelihood", "recognised", "reconstruction", "retrieval")
     ),
 )

@@ -22,9 +22,29 @@ __all__ = ["LogLikelihood"]
 
 FULL = 1024
 """Largest dimension for which the baseline has a full covariance."""
+PER_DIMENSION = 4
+"""Samples per dimension that a full covariance needs; with fewer it fits the training data and little else."""
 BYTE = 256
 OFF = 1e-2
 """Of a level: pixels are float32, whose rounding is far below, while other numbers lie anywhere between."""
+
+
+@dataclass(frozen=True)
+class Independent:
+    """Independent normal numbers.
+
+    Args:
+        mean: shape (dim,), float64.
+        std: above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of vectors (B, dim), shape (B,)."""
+        off = (x - self.mean) / self.std
+        return -(off.square() / 2 + self.std.log() + math.log(2 * math.pi) / 2).sum(1)
 
 
 @METRICS.register("likelihood")
@@ -87,7 +107,7 @@ class LogLikelihood(Metric):
                 device = subject.bridge.device
                 found = ode.log_prob(subject.bridge, x0.to(device), cond.to(device), self._draws(part))
                 ours.append(found.nats.cpu())
-                theirs.append(_log_prob(baseline, x0))
+                theirs += [] if baseline is None else [baseline.log_prob(x0.flatten(1).double()).double()]
                 calls, exact = max(calls, found.calls), found.exact
                 advance(len(part))
         dims = math.prod(subject.bridge.ends.spec.shape)
@@ -108,7 +128,12 @@ class LogLikelihood(Metric):
                 "exact divergence": exact,
                 "seed": self.seed,
             },
-            details={"samples": f"{len(rows)} of {subject.test.name}", "unit": unit, "dimensions": dims, "calls": calls},
+            details={
+                "samples": f"{len(rows)} of {subject.test.name}",
+                "unit": unit,
+                "dimensions": dims,
+                "calls": calls,
+            },
             of="bits per dimension",
             tables=(
                 Table(
@@ -150,12 +175,12 @@ class LogLikelihood(Metric):
         width = torch.special.ndtr(draws.normal("level", items.x0)) - 0.5
         return items.x0 + width * step / scale, Condition(known)
 
-    def _baseline(self, subject: Subject, levels: int) -> tuple[FittedGaussian | None, str]:
+    def _baseline(self, subject: Subject, levels: int) -> tuple[FittedGaussian | Independent | None, str]:
         """The Gaussian of the training latents that has a density."""
         rows = subject.train.rows(self.fitted_on, self.seed, "fitted Gaussian")
         dims = math.prod(subject.bridge.ends.spec.shape)
         cuts = [rows[first : first + self.batch] for first in range(0, len(rows), self.batch)]
-        if dims <= FULL:
+        if dims <= FULL and len(rows) >= PER_DIMENSION * dims:
             law = FittedGaussian(dims)
             law.fit(self._latents(subject, subject.train, cut, levels)[0].flatten(1) for cut in cuts)
             if law.rank == dims:
@@ -168,4 +193,19 @@ class LogLikelihood(Metric):
         spread = (moments[1] / len(rows) - mean.square()).clamp(min=0).sqrt()
         if not bool((spread > 0).all()):
             return None, ""
-        return _Independent(mean, spread), f"Gaussian, variance per number, of {len(rows)} training samples"
+        return Independent(mean, spread), f"Gaussian, variance per number, of {len(rows)} training samples"
+
+
+def _volume(autoencoder: Autoencoder, levels: int) -> float:
+    """`ln |d latent / d level|` over all dimensions; 0 where bits count in units of the latents."""
+    if not levels:
+        return 0.0
+    per_dimension = math.log(2 / (levels - 1)) - autoencoder.scale.double().log().expand(autoencoder.latent.shape)
+    return float(per_dimension.sum())
+
+
+def _row(nats: Tensor, dims: int, volume: float) -> tuple[float, float, float, float]:
+    """Mean and standard error of `ln p` per dimension, and of the bits."""
+    bits = bits_per_dim(nats, dims, volume)
+    error = float(nats.std()) / math.sqrt(len(nats)) / dims
+    return float(nats.mean()) / dims, error, float(bits.mean()), error / math.log(2)
