@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from latentsb.cli.console import console, count, size, table
 from latentsb.data.record import left_out
+from latentsb.data.source import Source
 from latentsb.errors import DataError
 from latentsb.experiment import Experiment, build
 from latentsb.randomness import Draws
@@ -20,7 +22,7 @@ from latentsb.trainable import Trainable
 __all__ = ["activations", "report"]
 
 ROWS = 2  # enough for losses that compare rows
-# Parameters, and numbers in a sample, up to which one trial loss on the CPU is a matter of seconds.
+# Parameters, and numbers in what a loss is given, up to which one trial loss on the CPU is a matter of seconds.
 LARGEST, WIDEST = 300_000_000, 50_000
 
 
@@ -28,7 +30,7 @@ def report(recipe: Recipe) -> None:
     """Print what the recipe means: parts, shapes, parameters, bytes, memory, steps.
 
     Raises:
-        DataError: if the data is missing, after everything that can be told without it.
+        DataError: if data or weights are missing, after everything that can be told without them.
     """
     out = console()
     try:
@@ -37,18 +39,48 @@ def report(recipe: Recipe) -> None:
         out.print(_parts(recipe), markup=False)
         error.add_note("Shapes, sizes and steps are not known without the data; all keys of the recipe are right.")
         raise
+    missing = _missing(experiment)
+    samples = None if any(missing[:2]) else len(experiment.source)
     out.print(_parts(recipe), markup=False)
-    out.print(_shapes(experiment), markup=False)
-    if told := left_out(experiment.source):
+    out.print(_shapes(experiment, samples), markup=False)
+    if samples is not None and (told := left_out(experiment.source)):
         out.print(told, markup=False)
     out.print(_modules(experiment), markup=False)
-    out.print(_stages(experiment), markup=False)
+    out.print(_stages(experiment, samples), markup=False)
+    if told := "\n".join(filter(None, missing)):
+        absent = DataError(told)
+        absent.add_note(f"{recipe.name}: all keys of the recipe are right; this is missing.")
+        raise absent
     out.print(f"{recipe.name}: no problems", markup=False)
+
+
+def _missing(experiment: Experiment) -> tuple[str, str, str]:
+    """Why the data, the held-out data and the pretrained weights cannot be used; empty where they can."""
+
+    def why(act: Callable[[], object]) -> str:
+        try:
+            act()
+        except DataError as error:
+            return str(error)
+        return ""
+
+    def used(source: Source) -> None:
+        source.require()
+        len(source)
+
+    held, autoencoder = experiment.held, experiment.autoencoder
+    data = why(lambda: used(experiment.source))
+    kept = why(lambda: used(held)) if isinstance(experiment.recipe.held_out, Part) and held is not None else ""
+    kept = f"held_out: {kept.replace('data.path', 'held_out.path')}" if kept else ""
+    # Weights of another run take their place.
+    borrowed = experiment.recipe.autoencoder.from_run is not None
+    return data, kept, "" if borrowed else why(autoencoder.load)
 
 
 def _parts(recipe: Recipe) -> Any:
     shown = table("", "part", "word", "defined in")
-    for section in recipe.parts.values():
+    held = [recipe.held_out] if isinstance(recipe.held_out, Part) else []
+    for section in [recipe.data, *held, *(part for name, part in recipe.parts.items() if name != "data")]:
         for part in section.walk():
             where = f"{part.cls.__module__}.{part.cls.__qualname__}"
             shown.add_row(part.key or f"  {part.kind}", _word(part), where)
@@ -60,19 +92,33 @@ def _word(part: Part) -> str:
     return part.name if origin is None else f"{part.name}, weights of '{origin.part}' in {origin.run}"
 
 
-def _shapes(experiment: Experiment) -> Any:
+def _shapes(experiment: Experiment, samples: int | None) -> Any:
     source, latent = experiment.source, experiment.autoencoder.latent
-    samples = len(source)
-    stored = samples * source.variants * latent.numel * experiment.autoencoder.latent_dtype.itemsize
+    stored = source.variants * latent.numel * experiment.autoencoder.latent_dtype.itemsize
+    mirrored = ", and their mirror images" if source.variants == 2 else ""
     shown = table("", "data", "")
-    shown.add_row("samples", f"{samples:,}" + (", and their mirror images" if source.variants == 2 else ""))
+    shown.add_row("samples", "not known without the data" if samples is None else f"{samples:,}{mirrored}")
+    if experiment.held is not None:
+        shown.add_row("samples held out", _held_out(experiment, samples))
     shown.add_row("one sample", _shape(source.spec))
     for name, spec in source.cond.items():
         shown.add_row(f"condition '{name}'", _shape(spec))
     fewer = source.spec.numel / latent.numel
     shown.add_row("one latent", _shape(latent) + (f" ({fewer:.3g} times fewer numbers)" if fewer != 1 else ""))
-    shown.add_row("latents of all samples", size(stored))
+    if samples is not None:
+        shown.add_row("latents of all samples", size(samples * stored))
+    if not experiment.autoencoder.is_identity:
+        shown.add_row(f"latents of 1,000 samples{mirrored}", size(1000 * stored))
     return shown
+
+
+def _held_out(experiment: Experiment, samples: int | None) -> str:
+    asked = experiment.recipe.held_out
+    if samples is not None and experiment.held is not None:
+        return f"{len(experiment.held):,}"
+    if isinstance(asked, Part) or asked is None:
+        return "not known without the data"
+    return f"{asked:,}" if asked >= 1 else f"{asked:.3g} of them"
 
 
 def _shape(spec: Spec) -> str:
@@ -94,11 +140,10 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _stages(experiment: Experiment) -> Any:
+def _stages(experiment: Experiment, samples: int | None) -> Any:
     shown = table(
         "", "stage", "images", "steps", "epochs", "parameters", "one checkpoint", "training memory (estimate)"
     )
-    samples = len(experiment.source)
     for stage in experiment.recipe.stages:
         settings = stage.settings
         trainable, part = experiment.trainable(stage.train)
@@ -126,13 +171,23 @@ def _memory(experiment: Experiment, stage: Stage, everything: int, moving: int) 
     settings = stage.settings
     cuda = torch.cuda.is_available()
     fixed = 4 * (everything + moving)
-    if everything > LARGEST or experiment.source.spec.numel > WIDEST:
+    trainable = experiment.trainable(stage.train)[0]
+    widest = max(spec.numel for spec in _inputs(experiment, trainable))
+    if _size(trainable) > LARGEST or widest > WIDEST:
         return f"{size(fixed)} and activations"
     short = settings.precision == "bf16" or (settings.precision == "auto" and cuda)
     rows = settings.micro_batch or settings.batch
-    needed = activations(experiment, experiment.trainable(stage.train)[0]) * rows * (0.5 if short else 1.0)
+    needed = activations(experiment, trainable) * rows * (0.5 if short else 1.0)
     total = fixed + needed
     return f"{size(total)} on {'CUDA' if cuda else 'the CPU'}, {size(needed)} of it for {rows} images at a time"
+
+
+def _inputs(experiment: Experiment, trainable: Trainable) -> tuple[Spec, ...]:
+    """Shapes of what a loss is given: pixels for an autoencoder, else latents, and pixels where it asks for them."""
+    pixels, latent = experiment.source.spec, experiment.autoencoder.latent
+    if trainable is experiment.autoencoder:
+        return (pixels,)
+    return (latent, pixels) if trainable.needs_images else (latent,)
 
 
 def activations(experiment: Experiment, trainable: Trainable) -> float:
@@ -142,12 +197,12 @@ def activations(experiment: Experiment, trainable: Trainable) -> float:
     """
     source = experiment.source
     draws = Draws.step(0, "check", 0, range(ROWS))
-    spec = source.spec if trainable is experiment.autoencoder else experiment.autoencoder.latent
+    spec, *pixels = _inputs(experiment, trainable)
     x0 = draws.normal("x0", spec.zeros(ROWS))
     cond = Condition({name: spec.zeros(ROWS) for name, spec in source.cond.items()})
-    images = draws.normal("images", source.spec.zeros(ROWS))
+    images = draws.normal("images", pixels[0].zeros(ROWS)) if pixels else None
     x1 = draws.normal("other", x0) if source.two_sided else None
-    batch = Batch(torch.arange(ROWS), x0, x1, cond, 0, images)
+    batch = trainable.prepare(Batch(torch.arange(ROWS), x0, x1, cond, 0, images), draws)
     own = {p.untyped_storage().data_ptr() for p in trainable.parameters()}
     kept: dict[int, int] = {}
 
