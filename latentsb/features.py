@@ -20,6 +20,7 @@ from latentsb.errors import ArgumentError, DataError
 from latentsb.ranges import Count, enforce
 from latentsb.registry import Registry
 from latentsb.tensors import Spec
+from latentsb.weights import home, misfit, read
 
 __all__ = ["FEATURES", "CifarResNet", "Classifier", "FeatureNetwork", "Features", "MnistLeNet", "ResNet"]
 
@@ -100,26 +101,18 @@ class Features(ABC):
 FEATURES: Registry[Features] = Registry("features", Features, homes=("latentsb.features",))
 
 
-def read_weights(network: FeatureNetwork, path: Path) -> None:
-    """Copy weights from a safetensors file; a batch norm's count of batches may be absent there.
+def fill(network: FeatureNetwork, path: Path) -> None:
+    """Copy weights from a safetensors file; a batch norm's count of batches is not read.
 
     Raises:
         DataError: if the file holds the weights of something else; names some of what differs.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    content = path.read_bytes()
-    try:
-        values = load(content)
-    except SafetensorError as error:
-        raise DataError(f"{path}: not a whole safetensors file ({error})") from error
-    own = {name: v for name, v in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-    wrong = sorted({*own} ^ {*values}) + [k for k in own if k in values and own[k].shape != values[k].shape]
-    if wrong:
-        raise DataError(f"{path} does not hold the weights of {network.name}: {', '.join(wrong[:5])} differ")
+    values = read(path)
+    own = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    if wrong := misfit(own, values):
+        raise DataError(f"{path} does not hold the weights of {network.name}: {wrong}")
     network.load_state_dict(values, strict=False)
-    network.sha256 = hashlib.sha256(content).hexdigest()
+    network.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def require_file(path: Path, what: str) -> None:
@@ -129,7 +122,7 @@ def require_file(path: Path, what: str) -> None:
         DataError: if it is not.
     """
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file; put {what} there, or give another folder by `path`")
+        raise DataError(f"{path}: there is no such file; put {what} there, or name another folder by `path`")
 
 
 @FEATURES.register("cifar_resnet")
@@ -140,11 +133,11 @@ class CifarResNet(Features):
     Source: He et al. 2016, Deep residual learning for image recognition, Sec. 4.2; weights by Y. Idelbayev.
 
     Args:
-        path: folder that holds `resnet{depth}_fp16.safetensors`.
+        path: folder of `resnet{depth}_fp16.safetensors`; `cifar10_resnet` below `LATENTSB_WEIGHTS` if None.
         depth: 6n + 2 layers.
     """
 
-    path: Path = Path("weights/cifar10_resnet")
+    path: Path | None = None
     depth: Count = 56
 
     def __post_init__(self) -> None:
@@ -155,7 +148,7 @@ class CifarResNet(Features):
     @property
     def file(self) -> Path:
         """Of the weights."""
-        return Path(self.path) / f"resnet{self.depth}_fp16.safetensors"
+        return (self.path or home() / "cifar10_resnet") / f"resnet{self.depth}_fp16.safetensors"
 
     def require(self) -> None:
         """See that the file is there."""
@@ -165,7 +158,7 @@ class CifarResNet(Features):
         """The network with its weights."""
         self.require()
         network = ResNet(self.depth)
-        read_weights(network, self.file)
+        fill(network, self.file)
         return network.eval()
 
 
@@ -234,15 +227,15 @@ class MnistLeNet(Features):
     Source: LeCun et al. 1998, Gradient-based learning applied to document recognition; weights by C. Singh.
 
     Args:
-        path: folder that holds `lenet5.safetensors`.
+        path: folder of `lenet5.safetensors`; `mnist_lenet` below `LATENTSB_WEIGHTS` if None.
     """
 
-    path: Path = Path("weights/mnist_lenet")
+    path: Path | None = None
 
     @property
     def file(self) -> Path:
         """Of the weights."""
-        return Path(self.path) / "lenet5.safetensors"
+        return (self.path or home() / "mnist_lenet") / "lenet5.safetensors"
 
     def require(self) -> None:
         """See that the file is there."""
@@ -252,7 +245,7 @@ class MnistLeNet(Features):
         """The network with its weights."""
         self.require()
         network = LeNet()
-        read_weights(network, self.file)
+        fill(network, self.file)
         return network.eval()
 
 

@@ -28,10 +28,10 @@ def show_figure(name: str, figure: Measured) -> None:
 
 
 def show_table(content: Table) -> None:
-    """Print a table of numbers, four digits each."""
+    """Print a table of numbers."""
     shown = table(content.title, *content.columns)
     for name, values in content.rows:
-        shown.add_row(name, *(_cell(value) for value in values))
+        shown.add_row(name, *(_cell(value, content.digits) for value in values))
     console().print(shown)
 
 
@@ -41,7 +41,7 @@ def _told(content: Any) -> str:
     return f"{content:.3f}" if isinstance(content, float) else str(content)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, digits: int) -> str:
     if value is None:
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

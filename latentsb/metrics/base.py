@@ -224,11 +224,5 @@ def stamp(word: str, protocol: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-METRICS: Registry[Metric] = Registry(
-    "metric",
-    Metric,
-    homes=tuple(
-        f"latentsb.metrics.{name}"
-        for name in ("accuracy", "denoising", "likelihood", "recognised", "reconstruction", "retrieval")
-    ),
-)
+WORDS = ("accuracy", "denoising", "likelihood", "recognised", "reconstruction", "retrieval")
+METRICS: Registry[Metric] = Registry("metric", Metric, homes=tuple(f"latentsb.metrics.{word}" for word in WORDS))

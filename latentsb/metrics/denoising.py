@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Denoising", "time_of_level"]
 
 Laws = dict[str, list[Gaussian]]
-BEST, MEAN, IDENTITY = "best Gaussian", "mean of the data", "identity"
+BEST, RATIO, ERROR = "best Gaussian", "bridge / best", "± SE"
+MEAN, IDENTITY = "mean", "identity"
 
 
 def time_of_level(bridge: DenoisingBridge, sigma: float) -> Tensor | None:
@@ -165,14 +166,14 @@ class Denoising(Metric):
             own = [float(means["bridge"][k]), float(errors["bridge"][k].std(ddof=1) / math.sqrt(n))]
             chosen = f"{best.name}, {best.shrinkage:g}" if best.shrinkage else best.name
             rows.append((f"{sigma:.3g}", [*own, *others, chosen, float(ratios[k]), float(se[k])]))
-        columns = ["σ", "bridge", "± SE", *names, BEST, "bridge / best", "± SE"]
+        columns = ["σ", "bridge", ERROR, *names, BEST, RATIO, ERROR]
         encodes = isinstance(bridge, EncodingBridge)
         sees = "z and x1 of the same sample, beside the noisy latent" if encodes else "the noisy latent"
         conditions = sorted(bridge.ends.cond)
         protocol: dict[str, Any] = {
             **vars(self),
             "measured_on": subject.test.name,
-            "space": "normalised latents",
+            "space": "latents as the bridge sees them",
             "autoencoder": subject.autoencoder.fingerprint(),
             "denoiser_sees": f"{sees}{'; conditions: ' + ', '.join(conditions) if conditions else ''}",
             "gaussians_fitted_on": fitted,
@@ -190,7 +191,9 @@ class Denoising(Metric):
             "measured on": subject.test.name,
         }
         floors = {BEST: 1.0} | {
-            name: float((means[name] / means["best"]).max()) for name in names if name not in (MEAN, IDENTITY)
+            f"Gaussian, {name}": float((means[name] / means["best"]).max())
+            for name in names
+            if name not in (MEAN, IDENTITY)
         }
         title = f"mean squared error per dimension, {n} samples of the {subject.test.name}"
         return Measured(
@@ -199,7 +202,7 @@ class Denoising(Metric):
             protocol,
             details,
             of="bridge / best Gaussian, at its worst",
-            tables=(Table(title, columns, rows),),
+            tables=(Table(title, columns, rows, digits=3),),
         )
 
     def picture(self, found: Measured) -> Image | None:
@@ -212,7 +215,7 @@ class Denoising(Metric):
         drawn = Figure(figsize=(5.2, 3.6), dpi=120)
         axes = drawn.add_subplot()
         columns: Sequence[str] = table.columns[1:]
-        skipped = {"± SE", BEST, "bridge / best"}
+        skipped = {ERROR, BEST, RATIO}
         for place, name in enumerate(columns):
             if name not in skipped:
                 width, style = (2.0, "-") if name == "bridge" else (1.0, "--")

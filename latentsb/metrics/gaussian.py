@@ -25,7 +25,7 @@ FULL = 1024
 SHRINKAGES = (0.0, 0.03, 0.1, 0.3)
 """Weights of the diagonal in a covariance block, of which cross-validation chooses."""
 FOLDS = 4
-CHANNEL, STATIONARY, WHOLE = "variance per channel", "stationary", "full covariance"
+CHANNEL, WHOLE = "per channel", "full"
 
 
 class Basis(ABC):
@@ -69,7 +69,7 @@ class Cosine(Basis):
     Samples without spatial dimensions are one block.
     """
 
-    word = f"{STATIONARY} (cosine)"
+    word = "cosine"
 
     @cached_property
     def _matrices(self) -> list[Tensor]:
@@ -98,7 +98,7 @@ class Cosine(Basis):
 class Fourier(Basis):
     """Channels at each frequency of the discrete Fourier transform, which repeats samples beyond their borders."""
 
-    word = f"{STATIONARY} (Fourier)"
+    word = "Fourier"
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class; complex."""
@@ -227,9 +227,9 @@ class Gaussian:
 def fit(batches: Iterable[Tensor], shape: Sequence[int], sigmas: Sequence[float]) -> dict[str, list[Gaussian]]:
     """Fit Gaussians of several strengths to data; cross-validation chooses how much each is shrunk.
 
-    The strengths are the variance per channel; the covariance of the channels at each spatial frequency, in two
-    bases; and the full covariance where the dimension is small. `best` is the one of least cross-validated error at
-    each noise level, so it may differ between levels. Nothing but the given data decides.
+    The strengths are the variance `per channel`; the covariance of the channels at each spatial frequency, by `cosine`
+    and by `Fourier`; and the `full` covariance where the dimension is small. `best` is the one of least
+    cross-validated error at each noise level, so it may differ between levels. Nothing but the given data decides.
 
     Args:
         batches: of samples (B, *shape), four samples at least.

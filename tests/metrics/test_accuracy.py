@@ -101,7 +101,7 @@ def test_accuracy_counts_and_tells_collapse(parts):
     assert found.protocol["classifier"]["name"] == "corner"
 
 
-def test_what_does_not_fit_is_told(parts, tmp_path):
+def test_what_does_not_fit_is_told(parts, tmp_path, monkeypatch):
     labels = torch.arange(20) % 5
     x = images(labels)
     plain = parts.Stand(x, labels=labels, bridge=parts.Denoiser(Spec((1, 2, 2)), None))
@@ -116,11 +116,13 @@ def test_what_does_not_fit_is_told(parts, tmp_path):
         Accuracy(guidance=())
     with pytest.raises(ArgumentError, match=r"6n \+ 2"):
         CifarResNet(depth=51)
+    monkeypatch.setenv("LATENTSB_WEIGHTS", str(tmp_path / "all"))
+    assert MnistLeNet().file == tmp_path / "all" / "mnist_lenet" / "lenet5.safetensors"
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet20_fp16.safetensors")
     with pytest.raises(DataError, match="does not hold the weights of CIFAR ResNet-20"):
         CifarResNet(path=tmp_path, depth=20).load()
     (tmp_path / "lenet5.safetensors").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="not a whole safetensors file"):
+    with pytest.raises(DataError, match=r"lenet5\.safetensors: cannot be loaded"):
         MnistLeNet(path=tmp_path).load()
     with pytest.raises(ArgumentError, match=r"reads \(3, 32, 32\), found \(3, 64, 64\)"):
         ResNet(20).read(torch.zeros(1, 3, 64, 64))

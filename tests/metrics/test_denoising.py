@@ -149,7 +149,7 @@ def test_an_exact_denoiser_equals_the_trace_formula_and_is_not_beaten(gaussian):
     for sigma, found, error in zip(gaussian.protocol["levels_used"], own, se, strict=True):
         gain = VECTOR @ torch.linalg.inv(VECTOR + sigma**2 * torch.eye(3, dtype=DOUBLE))
         assert abs(found - sigma**2 * float(gain.trace()) / 3) < 4 * error
-    for name in (CHANNEL, WHOLE, "mean of the data", "identity"):
+    for name in (CHANNEL, WHOLE, "mean", "identity"):
         assert all(theirs > ours * (1 - 1e-3) for theirs, ours in zip(column(gaussian, name), own, strict=True)), name
     # Paired noise: the fitted Gaussian is within a part in a thousand of the exact one although the errors have a
     # standard error of about one part in fifty.
@@ -161,7 +161,7 @@ def test_the_trivial_ones_are_what_they_are(gaussian):
     for sigma, identity, mean in zip(
         gaussian.protocol["levels_used"],
         column(gaussian, "identity"),
-        column(gaussian, "mean of the data"),
+        column(gaussian, "mean"),
         strict=True,
     ):
         assert identity == pytest.approx(sigma**2, rel=4 * math.sqrt(2 / 9000))
