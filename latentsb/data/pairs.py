@@ -36,8 +36,11 @@ class TwoSided(Source):
 
     def require(self) -> None:
         """Raise if files of either end are missing."""
-        self.near.require()
-        self.far.require()
+        for end, source in (("x0", self.near), ("x1", self.far)):
+            try:
+                source.require()
+            except DataError as error:  # which speaks of the whole data's keys
+                raise DataError(f"{end}: {error}".replace("data.path", f"data.{end}.path")) from error
 
     @property
     def partners(self) -> int:
@@ -132,6 +135,7 @@ class Paired(TwoSided):
     @cached_property
     def _partner(self) -> np.ndarray:
         """Position in x1 of each sample's partner; numbers and names are compared when the data are first used."""
+        self.require()
         left, right = self.near.names(), self.far.names()
         if left is None or right is None:
             if len(self.near) != len(self.far):
