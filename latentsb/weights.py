@@ -7,7 +7,7 @@ below `LATENTSB_WEIGHTS`; anything else is a path, also `./taef2`. Nothing is ev
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ __all__ = [
     "fill",
     "home",
     "known",
+    "misfit",
     "place",
     "read",
 ]
@@ -165,10 +166,8 @@ def files_of(weights: str | Path, *accepted: tuple[str, ...]) -> tuple[Path, ...
         found = [sorted(where.glob(name)) for name in names]
         for name, paths in zip(names, found, strict=True):
             if len(paths) > 1 and all(found):
-                listed = ", ".join(path.name for path in paths)
-                raise DataError(
-                    f"weights {where}: {name} may be any of {listed}; keep one of them there, or name a file"
-                )
+                listed = " or ".join(path.name for path in paths)
+                raise DataError(f"weights {where}: {name} may be {listed}; keep one of them there, or name a file")
         if all(found):
             return tuple(paths[0] for paths in found)
     wanted = ", or ".join(" and ".join(names) for names in accepted)
@@ -203,16 +202,17 @@ def fill(module: nn.Module, values: Mapping[str, Tensor], where: Path) -> None:
         DataError: naming what is missing, unknown, or of another shape; nothing is copied then.
     """
     own = module.state_dict()
-    wrong = list(_misfits({k: tuple(v.shape) for k, v in own.items()}, {k: tuple(v.shape) for k, v in values.items()}))
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise DataError(f"{where} does not fit: {'; '.join(wrong[:3])}{more}")
+    if wrong := misfit(own, values):
+        raise DataError(f"{where} does not fit: {wrong}")
     module.load_state_dict({name: value.to(own[name].dtype) for name, value in values.items()})
 
 
-def _misfits(own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    yield from (f"{name} is missing" for name in own if name not in found)
-    yield from (f"{name} is unknown" for name in found if name not in own)
-    for name, shape in own.items():
-        if name in found and found[name] != shape:
-            yield f"{name} is {found[name]}, expected {shape}"
+def misfit(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> str:
+    """What is missing, unknown, or of another shape, the first three of them; empty if all fits."""
+    wrong = [f"{name} is missing" for name in own if name not in values]
+    wrong += [f"{name} is unknown" for name in values if name not in own]
+    for name, value in own.items():
+        if name in values and values[name].shape != value.shape:
+            wrong.append(f"{name} is {tuple(values[name].shape)}, expected {tuple(value.shape)}")
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return "; ".join(wrong[:3]) + more

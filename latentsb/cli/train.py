@@ -101,14 +101,15 @@ def told_once() -> Iterator[None]:
 def checked(recipe: Recipe, path: Path, device: torch.device) -> Experiment:
     """The experiment, built and checked before a folder is made for it.
 
-    Borrowed weights are not read where the run has its own: the run that they came from may be gone.
+    Borrowed and pretrained weights are not read where the run has its own: what they came from may be gone.
     """
     from latentsb.checkpoint import Checkpoints
     from latentsb.experiment import build
     from latentsb.stages import check_settings
 
-    borrowed = any(part.from_run for section in recipe.parts.values() for part in section.walk())
-    resumed = borrowed and Checkpoints(path / "checkpoints").latest() is not None
+    elsewhere = recipe.autoencoder.arguments.get("weights") is not None
+    elsewhere |= any(part.from_run for section in recipe.parts.values() for part in section.walk())
+    resumed = elsewhere and Checkpoints(path / "checkpoints").latest() is not None
     experiment = build(recipe, weights=not resumed)
     for stage in recipe.stages:
         check_settings(stage.settings, device)

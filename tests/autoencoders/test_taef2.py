@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from latentsb.autoencoders.taef2 import TAEF2
 from latentsb.errors import ArgumentError, CapabilityError, DataError
+from latentsb.metrics.similarity import psnr
+from latentsb.normalisers import Statistics
 from latentsb.randomness import Draws
 from latentsb.tensors import Batch, Spec
 
@@ -139,27 +142,59 @@ def test_namings_and_files_are_read_alike(tmp_path: Path) -> None:
         made(weights=one).load()
 
 
-def photographs(shared: Path, first: int, count: int) -> Tensor:
-    """Photographs in [0, 255] by their place in the first shard."""
-    with tarfile.open(shared / "data" / "imagenet1k-sample-256" / "train-000000.tar") as tar:
-        members = [m for m in tar.getmembers() if m.name.endswith(".jpg")][first : first + count]
-        streams = [tar.extractfile(member) for member in members]
-        arrays = [np.asarray(Image.open(io.BytesIO(stream.read()))) for stream in streams if stream is not None]
-    return torch.from_numpy(np.stack(arrays)).movedim(3, 1).float()
+def photographs(shared: Path, shard: int) -> Iterator[Tensor]:
+    """Photographs (1, 3, 256, 256) in [0, 255], in the order of a shard."""
+    with tarfile.open(shared / "data" / "imagenet1k-sample-256" / f"train-00000{shard}.tar") as tar:
+        for member in tar:
+            if member.name.endswith(".jpg"):
+                stream = tar.extractfile(member)
+                assert stream is not None
+                yield torch.from_numpy(np.array(Image.open(io.BytesIO(stream.read())))).movedim(2, 0)[None].float()
+
+
+@pytest.fixture
+def published(shared_data: Path) -> TAEF2:
+    codec = made(Spec((3, 256, 256)), weights=shared_data / "weights" / "taef2")
+    codec.load()
+    return codec
 
 
 @pytest.mark.shared
 @torch.no_grad()
-def test_published_weights_give_the_published_latents(shared_data: Path) -> None:
-    folder = shared_data / "weights" / "taef2"
-    codec = made(Spec((3, 256, 256)), weights=folder)
-    codec.load()
-    pixels = photographs(shared_data, 0, 2)
+def test_published_weights_give_the_published_latents(shared_data: Path, published: TAEF2) -> None:
     up, down = (
-        {k: v.float() for k, v in load_file(folder / f"taef2_{half}.safetensors").items()}
+        {k: v.float() for k, v in load_file(shared_data / "weights" / "taef2" / f"taef2_{half}.safetensors").items()}
         for half in ("encoder", "decoder")
     )
-    raw, truth = codec.moments(pixels / SCALE - 1).mean, encoded(pixels / 255, up)
+    pixels = next(photographs(shared_data, 0))
+    raw, truth = published.moments(pixels / SCALE - 1).mean, encoded(pixels / 255, up)
     # Latents reach 5; forty convolutions in float32 leave an error of a few units of 2⁻²⁴ on them.
     torch.testing.assert_close(raw, truth, atol=2e-5, rtol=0)
-    torch.testing.assert_close(codec.raw_decode(raw), 2 * decoded(truth, down) - 1, atol=5e-5, rtol=0)
+    torch.testing.assert_close(published.raw_decode(raw), 2 * decoded(truth, down) - 1, atol=5e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.timeout(7200)
+@torch.no_grad()
+def test_published_latents_and_reconstructions_have_the_published_figures(shared_data: Path, published: TAEF2) -> None:
+    """All latents of a thousand photographs; the quality of a hundred of them, beside that of another fifty."""
+    notes = json.loads((shared_data / "weights" / "taef2" / "README.json").read_text())
+    parts, quality = [], []
+    for shard in (0, 1):
+        for k, pixels in enumerate(photographs(shared_data, shard)):
+            images = pixels / SCALE - 1
+            raw = published.moments(images).mean
+            parts.append(Statistics.of(raw))
+            if shard == 0 and k < 100:
+                quality.append(psnr(published.raw_decode(raw).clamp(-1, 1), images).item())
+    found, truth = sum(parts[1:], parts[0]), notes["latent_stats_1000_imagenet_samples_256"]
+    assert found.count == 1000 * 32 * 32
+    for name, value in (("mean", found.mean), ("std", found.std)):
+        np.testing.assert_allclose(value.numpy(), truth[f"channel_{name}"], atol=6e-5)  # printed to four digits
+    overall = (found.std**2 + found.mean**2).mean() - found.mean.mean() ** 2
+    assert found.mean.mean().item() == pytest.approx(truth["global_mean"], abs=6e-5)
+    assert overall.sqrt().item() == pytest.approx(truth["global_std"], abs=6e-5)
+    # Which fifty were published is not told: two means of 100 and 50 draws of one spread.
+    spread = np.std(quality) * (1 / 100 + 1 / 50) ** 0.5
+    assert abs(np.mean(quality) - notes["verified"]["recon_psnr_db"]["mean"]) < 3 * spread
