@@ -173,13 +173,11 @@ def evaluate(
     """Measure a run, with floors and baselines beside each figure; `denoising.images=1000` sets a key of a metric."""
     from latentsb.cli.figures import show_figure
     from latentsb.evaluate import evaluate as measure
-    from latentsb.evaluate import metrics_of
 
     words = [word.strip() for word in metrics.split(",") if word.strip()]
     given = settings or []
     of_solver = [text for text in given if text.startswith("solver.")]
     own = [text for text in given if text not in of_solver]
-    metrics_of(words, own)
     opened, experiment = load(run, weights, device, attention)
     solver = solver_of(opened, of_solver)
     with arguments():
