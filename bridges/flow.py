@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from latentsb.bridge import BRIDGES, Bridge, DenoisingBridge, End, State
 from latentsb.conditioning import drop_conditions
 from latentsb.denoising import require_times
 from latentsb.errors import ArgumentError, DataError
-from latentsb.laws import Ends, Sampled
+from latentsb.laws import Ends, Gaussian, Sampled
 from latentsb.networks.base import Network
 from latentsb.process.coupling import Coupling, Independent, Pair
 from latentsb.process.marginal import Marginal
@@ -35,15 +36,15 @@ class Flow(Bridge):
     `|v_θ(x_t, t) − (x1 − x0)|²`, and `dx/dt = v` carries one law into the other. The reference is Brownian motion
     without noise: `g = 0` and `b_f = −b_b = v`.
 
-    Where neither the data nor a law brings x1, it is standard normal noise and the bridge is a `GaussianFlow`, which
-    every solver of denoising bridges follows; otherwise only the velocity exists.
+    Where neither the data nor a law brings x1, it is standard normal noise. If it is independent of x0, the bridge is a
+    `GaussianFlow`, which every solver of denoising bridges follows; otherwise only the velocity exists.
 
     Source: Lipman et al. 2023, Flow matching for generative modeling, Eq. 23; Liu et al. 2023, Rectified flow, Eq. 1.
 
     Args:
         ends: shapes, conditions, and whether batches bring x1.
         network: predicts the velocity from `(x_t, t, conditions)`.
-        coupling: which x1 goes with which x0, where both are brought.
+        coupling: which x1 goes with which x0.
         times: law of the training times.
         dropout: share of training rows whose label and attributes are hidden, so that samples can be guided.
 
@@ -52,14 +53,16 @@ class Flow(Bridge):
             asked by their noise level.
     """
 
+    coupling: Coupling
     reference: ScalarReference = Brownian(sigma=0.0)
     t_min: float = 1e-4
     t_max: float = 1.0
 
     def __new__(cls, ends: Ends, **recipe: Any) -> Flow:
         """A `GaussianFlow` where x1 is noise: what a bridge can do is its type."""
-        noise = ends.x1 is None and not ends.two_sided
-        return super().__new__(GaussianFlow if cls is Flow and noise else cls)
+        # What is coupled with x0 is no Gaussian given x0: neither its noise nor its score follow from the velocity.
+        alone = isinstance(recipe.get("coupling", Independent()), Independent)
+        return super().__new__(GaussianFlow if cls is Flow and _from_noise(ends) and alone else cls)
 
     def __init__(
         self,
@@ -73,7 +76,8 @@ class Flow(Bridge):
         super().__init__()
         if coupling.aligned and not ends.two_sided:
             raise ArgumentError("coupling", "partners need data that brings an x1 for each x0; this data has no x1")
-        self.ends, self.coupling, self.times, self.dropout = ends, coupling, times, dropout
+        self.ends = replace(ends, x1=Gaussian(ends.spec)) if _from_noise(ends) else ends
+        self.coupling, self.times, self.dropout = coupling, times, dropout
         self.aligned = coupling.aligned
         require_times(times, self)
         self.network = network(ends.spec, ends.cond)
@@ -122,6 +126,11 @@ class Flow(Bridge):
         if isinstance(self.ends.x1, Sampled):
             return self.ends.x1.sample(len(batch), draws, batch.cond).to(self.device)
         raise DataError("this flow starts from data: give batches with x1, since no law of x1 is known")
+
+
+def _from_noise(ends: Ends) -> bool:
+    """Whether nothing brings x1, so that it is standard normal."""
+    return ends.x1 is None and not ends.two_sided
 
 
 class GaussianFlow(Flow, DenoisingBridge):

@@ -21,6 +21,7 @@ from torch import Tensor
 from latentsb.errors import CapabilityError
 from latentsb.laws import Ends
 from latentsb.process import conversion
+from latentsb.process.coupling import Coupling
 from latentsb.process.marginal import Marginal
 from latentsb.process.reference import ScalarReference
 from latentsb.randomness import Draws
@@ -54,10 +55,16 @@ class Bridge(Trainable):
     Attributes:
         ends: the two laws and the shapes.
         aligned: the stream must deliver partners (x0, x1), not independent draws.
+        coupling: which x0 goes with which x1, where the bridge leaves that to the recipe.
     """
 
     ends: Ends
     aligned: bool = False
+    coupling: Coupling | None = None
+
+    def prepare(self, batch: Batch, draws: Draws) -> Batch:
+        """Let the coupling arrange the whole batch."""
+        return batch if self.coupling is None else self.coupling.prepare(batch, self.ends, draws)
 
     @abstractmethod
     def start(self, batch: Batch, draws: Draws, towards: End = "x0") -> State:

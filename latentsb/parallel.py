@@ -7,6 +7,7 @@ are what travels, so that any split of the rows gives the same mean.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +16,20 @@ from torch import Tensor
 
 from latentsb.errors import Error
 
-__all__ = ["agree", "barrier", "broadcast", "collect", "first", "is_main", "leave", "rank", "rows", "sum_flat", "world"]
+__all__ = [
+    "Rows",
+    "agree",
+    "barrier",
+    "broadcast",
+    "collect",
+    "first",
+    "is_main",
+    "leave",
+    "rank",
+    "rows",
+    "sum_flat",
+    "world",
+]
 
 T = TypeVar("T")
 
@@ -54,6 +68,43 @@ def leave() -> None:
 def rows(batch: int, rank: int, world: int) -> range:
     """Rows of the global batch that a process computes; their numbers differ by one at most."""
     return range(batch * rank // world, batch * (rank + 1) // world)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a batch that is spread over the processes, in their order.
+
+    Args:
+        lengths: how many rows each process holds.
+    """
+
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, own: int, device: torch.device) -> Rows:
+        """Learn how many rows the others hold; every process must call it."""
+        if world() == 1:
+            return cls((own,))
+        found = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world())]
+        dist.all_gather(found, torch.tensor([own], device=device))
+        return cls(tuple(int(n) for n in found))
+
+    @property
+    def own(self) -> slice:
+        """This process's rows of what `gather` returns."""
+        start = sum(self.lengths[: rank()])
+        return slice(start, start + self.lengths[rank()])
+
+    @torch.no_grad()
+    def gather(self, value: Tensor) -> Tensor:
+        """The rows of all processes, shape (sum of lengths, …); the tensor itself in one process."""
+        if world() == 1:
+            return value
+        sent = value.new_zeros((max(self.lengths), *value.shape[1:]))  # all send equally many; what is added is cut
+        sent[: len(value)] = value
+        found = [torch.empty_like(sent) for _ in self.lengths]
+        dist.all_gather(found, sent)
+        return torch.cat([part[:n] for part, n in zip(found, self.lengths, strict=True)])
 
 
 def broadcast(value: Any) -> Any:

@@ -221,6 +221,18 @@ class Trainable(nn.Module, ABC):
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Loss of a batch, per sample."""
 
+    def prepare(self, batch: Batch, draws: Draws) -> Batch:
+        """Arrange the rows of a step before they are split into micro-batches; by default they stay as they are.
+
+        Called once per step and without gradients, in every process with all of its rows, so that a method may look
+        at the whole global batch (`parallel.Rows`). Whoever calls `loss` prepares the batch first.
+
+        Args:
+            batch: this process's rows, on the device.
+            draws: of the same rows.
+        """
+        return batch
+
     @property
     def device(self) -> torch.device:
         """Where the weights are; the CPU if there are none."""

@@ -68,6 +68,8 @@ class Update:
             Flags summed over the processes: bad, then one for each of `REASONS`.
         """
         flags = torch.zeros(1 + len(REASONS), device=self.device)
+        with torch.no_grad():
+            batch = self.trainable.prepare(batch, Draws.step(self.seed, f"{self.purpose} batch", seen, batch.index))
         for phase in phases:
             bad = self._phase(batch, phase, seen, asked, flags if phase is phases[-1] else None)
             flags[0] = torch.maximum(flags[0], bad)

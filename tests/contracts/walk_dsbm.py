@@ -34,6 +34,8 @@ class Simulated(Coupling):
 
 
 class DSBM(Bridge):
+    coupling: Coupling
+
     def __init__(
         self,
         ends: Ends,

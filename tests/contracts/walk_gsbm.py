@@ -41,6 +41,8 @@ class Spline:
 
 
 class GSBM(Bridge):
+    coupling: Coupling
+
     def __init__(
         self,
         ends: Ends,

@@ -39,8 +39,21 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, train, mic
     np.testing.assert_allclose(column(parts, "grad_norm"), column(whole, "grad_norm"), rtol=1e-4)
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+def test_a_coupling_of_the_batch_does_not_see_how_it_is_split(tmp_path, train, sigma):
+    coupling = f"{{name: minibatch_ot, reference: {{sigma: {sigma}}}}}"
+    flow = f"bridge={{name: flow, coupling: {coupling}, network: {{name: mlp, width: 16, depth: 1}}}}"
+    whole, _ = train(tmp_path / "whole", flow, "train.log_every=16")
+    parts, _ = train(tmp_path / "parts", flow, "train.log_every=16", "train.micro_batch=5")
+    alone, _ = train(tmp_path / "alone", flow, "train.log_every=16", "bridge.coupling=independent")
+    np.testing.assert_allclose(column(parts), column(whole), rtol=1e-5)
+    assert column(whole).mean() < 0.8 * column(alone).mean()
+
+
 def test_two_processes_give_the_losses_of_one(tmp_path, load, train):
+    coupled = "{name: flow, dropout: 0.0, coupling: {name: minibatch_ot, reference: {sigma: 0.3}}"
     texts = {
+        "coupled": f"{coupled}, network: {{name: mlp, width: 16, depth: 1}}}}",
         "one_network": "{name: flow, dropout: 0.0, network: {name: mlp, width: 16, depth: 1}}",
         "turns": "{name: alternating, network: {name: mlp, width: 16, depth: 1, dropout: 0.0}, table: 600}",
     }
