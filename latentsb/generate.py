@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from latentsb.bridge import Bridge, EncodingBridge, State, require
+from latentsb.data.source import Items, Source
 from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.experiment import Experiment
 from latentsb.guided import Guided
@@ -46,7 +47,8 @@ def sample(
 ) -> Samples:
     """Draw one sample per seed.
 
-    A bridge between two data sets starts from the sample `seed mod size` of the other end.
+    A bridge between two data sets starts from the sample `seed mod size` of the other end, of the held-out data where
+    there are any.
 
     Args:
         experiment: with trained weights.
@@ -275,15 +277,27 @@ def endpoint(bridge: EncodingBridge, cond: Condition, draws: Draws) -> State:
 
 def starts(experiment: Experiment, seeds: Sequence[int]) -> Batch:
     """What the data brings for new samples: the other ends, and the conditions of their partners."""
-    source, index = experiment.source, torch.arange(len(seeds))
+    index, source = torch.arange(len(seeds)), other_ends(experiment)
     if not source.two_sided:
         return Batch(index)
-    places = np.array([s % source.partners for s in seeds])
-    if not source.paired:
-        return Batch(index, x1=source.draw_x1(places, None, Draws.seeds(seeds)))
-    found = source.read(places)
+    found = partners(experiment, seeds)
+    if found is None:
+        return Batch(index, x1=source.draw_x1(np.array([s % source.partners for s in seeds]), None, Draws.seeds(seeds)))
     known = {name: value for name, value in found.cond.items() if name in experiment.bridge.ends.cond}
     return Batch(index, x1=found.x1, cond=Condition(known))
+
+
+def partners(experiment: Experiment, seeds: Sequence[int]) -> Items | None:
+    """The pairs of the data whose x1 the samples of these seeds start from; None where the data has no pairs."""
+    source = other_ends(experiment)
+    if not source.paired:
+        return None
+    return source.read(np.array([s % source.partners for s in seeds]))
+
+
+def other_ends(experiment: Experiment) -> Source:
+    """Where samples start from if the data has two ends: held-out data, or what was trained on if nothing is kept."""
+    return experiment.source if experiment.held is None else experiment.held
 
 
 def labels_of(bridge: Bridge, seeds: Sequence[int], label: int | None) -> Condition:

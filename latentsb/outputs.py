@@ -20,12 +20,12 @@ from latentsb.autoencoder import Autoencoder
 from latentsb.disk import disk_error, write_text
 from latentsb.errors import ArgumentError, DataError
 from latentsb.experiment import Experiment
-from latentsb.generate import ROWS, Mode, decoding, interpolate, labels_of, reconstruct, sample, walker
+from latentsb.generate import ROWS, Mode, decoding, interpolate, labels_of, partners, reconstruct, sample, walker
 from latentsb.metrics.similarity import mse, psnr, ssim
 from latentsb.pictures import from_uint8, save_image, show
 from latentsb.randomness import numpy_generator
 from latentsb.registry import describe
-from latentsb.results import SHOWN, Samples
+from latentsb.results import ACROSS, SHOWN, Samples
 from latentsb.run import Run
 from latentsb.solvers.base import Solver
 from latentsb.tensors import Condition
@@ -41,7 +41,7 @@ __all__ = [
     "write_reconstruction",
 ]
 
-PROTOCOL, TABLE, GRID = "samples.json", "samples.npz", "grid.png"
+PROTOCOL, TABLE, GRID, PAIRS = "samples.json", "samples.npz", "grid.png", "pairs.png"
 FREE = frozenset(("run", "seed", "python"))
 """Facts in which the samples of one folder may differ: the name of the run is where it lies."""
 
@@ -105,7 +105,8 @@ def sample_folder(
     """Draw samples `seed … seed + n − 1` into a folder, one PNG each, or all in one `samples.npz`.
 
     Pictures that lie there already under the same protocol are kept, so an interrupted command goes on where it
-    stopped, and a larger n adds to a smaller one.
+    stopped, and a larger n adds to a smaller one. Beside pictures made from pairs of the data lies `pairs.png`, whose
+    rows are x1, the sample and x0.
 
     Raises:
         ArgumentError: if the label is none of the classes.
@@ -137,6 +138,9 @@ def sample_folder(
         raise
     samples = load_samples(folder, range(seed, seed + n))
     save_picture(samples[:SHOWN] if samples.ndim == 4 else samples, folder / GRID)
+    pairs = partners(experiment, range(seed, seed + min(n, ACROSS))) if samples.ndim == 4 else None
+    if pairs is not None and pairs.x1 is not None:
+        save_picture(torch.cat([pairs.x1, samples[:ACROSS], pairs.x0]), folder / PAIRS, columns=len(pairs.x0))
     content = previous(folder) | facts | {"count": len(held_seeds(folder))}
     write_json(folder / PROTOCOL, content)
     return SampleFolder(folder, samples, len(missing), content)
@@ -175,11 +179,11 @@ def make(folder: Path) -> None:
         raise disk_error(error, folder, 0) from error
 
 
-def save_picture(samples: Tensor, path: Path) -> None:
+def save_picture(samples: Tensor, path: Path, columns: int | None = None) -> None:
     """Write the picture of samples, whole or not at all."""
     partial = path.with_name(f".{path.name}")
     try:
-        show(samples).save(partial, format="PNG")
+        show(samples, columns).save(partial, format="PNG")
         partial.replace(path)
     except OSError as error:
         raise disk_error(error, path, 0) from error

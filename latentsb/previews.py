@@ -9,7 +9,7 @@ import torch
 
 from latentsb.bridge import EncodingBridge
 from latentsb.experiment import Experiment
-from latentsb.generate import reconstruct, sample
+from latentsb.generate import partners, reconstruct, sample
 from latentsb.pictures import show
 from latentsb.tensors import Condition, Spec
 
@@ -23,8 +23,9 @@ POINTS = 512
 def preview(experiment: Experiment, path: Path, *, stage: str) -> bool:
     """Write a preview.
 
-    Of a bridge: samples, and for one with an encoder images over what it and the autoencoder make of them. Of an
-    autoencoder: images over what it makes of them. Vectors become a scatter plot.
+    Of a bridge: samples, between x1 and x0 where the data has pairs, and for one with an encoder images over what it
+    and the autoencoder make of them. Of an autoencoder: images over what it makes of them. Vectors become a scatter
+    plot.
 
     Args:
         experiment: with the weights to show.
@@ -43,19 +44,22 @@ def preview(experiment: Experiment, path: Path, *, stage: str) -> bool:
     pictures = len(spec.shape) == 3
     n = settings.n if pictures else max(settings.n, POINTS)
     items = experiment.source.read(np.arange(min(n, len(experiment.source))))
-    real = items.x0
+    real, seeds = items.x0, range(settings.seed, settings.seed + n)
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}")
     if stage == "autoencoder":
         made = experiment.autoencoder.round_trip(real.to(experiment.device)).cpu()
     else:
-        made = sample(experiment, range(settings.seed, settings.seed + n)).images
+        made = sample(experiment, seeds).images
     if pictures:
+        pairs = None if stage == "autoencoder" else partners(experiment, seeds)
         rows = [real, made] if stage == "autoencoder" else [made]
+        if pairs is not None and pairs.x1 is not None:
+            rows = [pairs.x1, made, pairs.x0]
         if stage != "autoencoder" and isinstance(experiment.bridge, EncodingBridge):
             found = reconstruct(experiment, real, cond=Condition(dict(items.cond)))
             rows += [found.originals, found.autoencoder, found.bridge]
-        picture = show(torch.cat(rows), columns=len(real))
+        picture = show(torch.cat(rows), columns=len(rows[0]))
     else:
         picture = show(made, beside=real)
     picture.save(partial, format="PNG")

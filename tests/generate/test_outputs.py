@@ -12,7 +12,7 @@ import torch
 
 from latentsb.errors import ArgumentError, CapabilityError, DataError, DiskError
 from latentsb.evaluate import evaluate
-from latentsb.generate import sample
+from latentsb.generate import partners, sample, starts
 from latentsb.outputs import inputs_of, sample_folder, write_interpolation, write_reconstruction
 from latentsb.pictures import from_uint8, grid, image_of, save_image, to_uint8
 from latentsb.run import load_run
@@ -121,6 +121,33 @@ def test_folders_of_other_ways_of_sampling_have_other_names(tiny, experiment):
     assert paths[:3] == ["step-000000010", "step-000000010-label-3", "step-000000010-guidance-2"]
     assert paths[3].startswith("step-000000010-dpmpp-")
     assert paths[4] == paths[0]
+
+
+def test_samples_from_pairs_start_from_held_out_ones_and_lie_between_x1_and_x0(train, tmp_path):
+    """x1 = −x0 and a network that has learned nothing yet: whatever it makes stands between the two."""
+    rng = np.random.default_rng(0)
+    x0 = rng.uniform(-1, 1, (20, 1, 4, 4)).astype(np.float32)
+    np.savez(tmp_path / "pairs.npz", x0=x0, x1=-x0)
+    run = train(
+        tmp_path / "run",
+        f"data={{name: npz, path: {tmp_path / 'pairs.npz'}, x1: x1, paired: true, layout: NCHW}}",
+        "held_out=4",
+        "conditions=[]",
+        "bridge={name: ddbm, network: {name: mlp, width: 8, depth: 1}}",
+        "solver={name: dpmpp, steps: 2}",
+        "train.images=16",
+    )
+    found = run.experiment(device="cpu")
+    seeds = range(5)
+    given = partners(found, seeds)
+    assert torch.equal(given.x0, found.held.read(np.array([0, 1, 2, 3, 0])).x0)
+    assert torch.equal(starts(found, seeds).x1, given.x1)
+    made = sample_folder(run, found, 5)
+    rows = torch.cat([given.x1, made.samples, given.x0])
+    from PIL import Image
+
+    with Image.open(made.path / "pairs.png") as shown:
+        assert np.array_equal(np.asarray(shown), np.asarray(grid(rows, columns=5)))
 
 
 def test_vectors_are_kept_in_one_table(train, tmp_path):
