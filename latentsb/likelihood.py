@@ -56,7 +56,7 @@ class Likelihood:
     they are the same law.
 
     Source: Song et al. 2021 (Score-based generative modeling through SDEs), Sec. 4.3; Chen et al. 2018 (Neural ODEs),
-    Eq. 8; Grathwohl et al. 2019 (FFJORD), Eq. 7.
+    Eq. 8; Grathwohl et al. 2019 (FFJORD).
 
     Args:
         exact_up_to: largest number of dimensions in which the divergence is exact; 0 for never.

@@ -58,7 +58,7 @@ class LogLikelihood(Metric):
     then the figure bounds from above what a lossless code of the pictures would need.
 
     Source: Song et al. 2021 (Score-based generative modeling through SDEs), Sec. 4.3; Theis et al. 2016 (A note on the
-    evaluation of generative models), Sec. 3.1.
+    evaluation of generative models).
 
     Args:
         images: held-out samples; training samples where none are held out.

@@ -48,7 +48,7 @@ class UniPC(StepSolver[Past | None]):
     and the last returns the last call's.
 
     Source: Zhao et al. 2023 (UniPC), whose varying coefficients these are; Hochbruck & Ostermann 2010 (Exponential
-    integrators), Sec. 2.5, for exponential Adams methods.
+    integrators) for exponential Adams methods.
 
     Args:
         steps: intervals; 16 to 20 are enough on the log-uniform grid.

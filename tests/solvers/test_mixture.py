@@ -79,7 +79,7 @@ def test_second_order_needs_twenty_calls(truth, mixture, start, calls):
 
 @pytest.mark.parametrize("calls", [16, 20, 32])
 def test_predictor_corrector_needs_sixteen_calls(truth, mixture, calls):
-    """From noise, on levels that match the law; 1 of 5,120 starts over twenty such mixtures is wrong with 16 calls."""
+    """From noise, on levels that match the law; over twenty mixtures one start in 2,000 is wrong with 16 calls."""
     error = relative(follow(UniPC(steps=calls, grid=MATCHED), mixture), truth[FromNoise(), MATCHED])
     assert int((error > 0.1).sum()) == 0
     assert float(error.median()) <= 0.0025
