@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from latentsb.autoencoder import AUTOENCODERS
 from latentsb.autoencoders.kl import KL
 from latentsb.autoencoders.taef2 import TAEF2
 from latentsb.errors import DataError, RecipeError
@@ -160,3 +161,13 @@ def test_another_folder_than_known_weights_does_not_fit(tmp_path: Path, monkeypa
         DataError, match=r"taef2\.safetensors does not fit: encoder\.0\.bias is missing; .* and \d+ more"
     ):
         TAEF2(Spec((3, 64, 64))).load()
+
+
+def test_the_page_names_every_autoencoder_and_its_lines_bind() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "autoencoders.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in page for name in AUTOENCODERS.names())
+    lines = page.split("```yaml\n")[1].split("```")[0].splitlines()
+    assert len(lines) == 6
+    for line in lines:
+        if "run:" not in line:
+            Recipe.parse(f"{PHOTOGRAPHS}\n{line}", label="page")
