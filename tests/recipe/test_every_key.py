@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,9 +112,10 @@ def test_damaged_text_is_accepted_or_refused_and_nothing_else(name, monkeypatch)
     # A damaged line of `imports` must not import whatever module its letters happen to name.
     monkeypatch.setattr("latentsb.recipe.document._import_all", lambda binder, imports: {})
     rng, refused, n = random.Random(name), 0, 300 if name == "toy" else 60
+    whole = re.sub(r"^#.*\n", "", RECIPES[name], flags=re.MULTILINE)  # damage of a comment does no harm
     Recipe.parse(TOY)
     for _ in range(n):
-        text = damaged(RECIPES[name], rng)
+        text = damaged(whole, rng)
         began = time.process_time()
         try:
             Recipe.parse(text)
