@@ -89,7 +89,7 @@ class Draws:
             seen: images of the whole run before this step.
             rows: positions of this process's rows in the global batch.
         """
-        places = tuple(rows.tolist() if isinstance(rows, Tensor) else (int(r) for r in rows))
+        places = tuple(rows.tolist() if isinstance(rows, Tensor) else map(int, rows))
         streams = tuple(_Stream((seed, purpose, seen, block), offsets, at) for block, offsets, at in _blocks(places))
         return cls(streams, len(places))
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +79,7 @@ class Stream:
         self.rows = np.arange(batch) if rows is None else np.asarray(rows, dtype=np.int64)
         if self.rows.size == 0 or self.rows.min() < 0 or self.rows.max() >= batch:
             raise ArgumentError("rows", f"found {self.rows.tolist()}, expected rows of a batch of {batch}")
+        self._rows = tuple(self.rows.tolist())
         if len(source) == 0 and source.x0 is None:
             raise DataError(f"the data '{type(source).__name__}' are empty: no batch can be made of them")
         if aligned and source.two_sided and not source.paired:
@@ -99,7 +101,7 @@ class Stream:
         if len(self.source) == 0:
             return Batch(torch.from_numpy(self.rows), seen=seen)
         index, variant = self._places("", seen, len(self.source))
-        draws = Draws.step(self.seed, "read", seen, self.rows.tolist())
+        draws = Draws.step(self.seed, "read", seen, self._rows)
         found = self.source.draw(index, variant, draws)
         x1 = found.x1
         if self.source.two_sided and not self.aligned:
@@ -114,10 +116,11 @@ class Stream:
     def _places(self, end: str, seen: int, n: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Positions in the source, and mirroring, of this process's rows."""
         position = seen + self.rows
+        first, last = int(position.min()) // n, int(position.max()) // n
         index = np.empty(len(position), dtype=np.int64)
         variant = np.zeros(len(position), dtype=np.int64) if self.source.variants == 2 else None
-        for epoch in np.unique(position // n).tolist():
-            at = position // n == epoch
+        for epoch in range(first, last + 1):
+            at: Any = slice(None) if first == last else position // n == epoch
             index[at] = permutation(self.seed, f"order{end}", epoch, n)[position[at] % n]
             if variant is not None:
                 variant[at] = coins(self.seed, f"flip{end}", epoch, n)[position[at] % n]
