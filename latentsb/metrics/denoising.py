@@ -16,6 +16,7 @@ from latentsb.bridge import DenoisingBridge, EncodingBridge, require
 from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.metrics.base import METRICS, Measured, Metric, Subject, Table
 from latentsb.metrics.gaussian import CHANNEL, FOLDS, Gaussian, fit
+from latentsb.process.times import time_of_sigma
 from latentsb.randomness import Draws
 from latentsb.ranges import Count, Positive, enforce
 from latentsb.tensors import Batch
@@ -33,16 +34,12 @@ MEAN, IDENTITY = "mean", "identity"
 def time_of_level(bridge: DenoisingBridge, sigma: float) -> Tensor | None:
     """The time at which a bridge has the noise level `sigma_eff = sigma`, float64 of shape (); None where it never has.
 
-    By bisection between `t_min` and `t_max`; `sigma_eff` grows with t.
+    `sigma_eff` grows with t.
     """
-    low, high = (torch.tensor(t, dtype=torch.float64) for t in (bridge.t_min, bridge.t_max))
-    if not bridge.marginal(low).sigma_eff <= sigma <= bridge.marginal(high).sigma_eff:
+    lowest, highest = bridge.marginal(torch.tensor([bridge.t_min, bridge.t_max], dtype=torch.float64)).sigma_eff
+    if not lowest <= sigma <= highest:
         return None
-    for _ in range(80):
-        middle = (low + high) / 2
-        late = bridge.marginal(middle).sigma_eff >= sigma
-        low, high = (low, middle) if late else (middle, high)
-    return high
+    return time_of_sigma(bridge, torch.tensor([sigma], dtype=torch.float64))[0]
 
 
 @METRICS.register("denoising")
