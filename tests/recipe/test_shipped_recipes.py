@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
+from latentsb.autoencoder import AUTOENCODERS
 from latentsb.bridge import EncodingBridge
 from latentsb.experiment import build
 from latentsb.recipe import Recipe
 from latentsb.recipe.sources import shipped
 from latentsb.run import Run
+from latentsb.tensors import Spec
 from latentsb.trainer import Trainer
 
 SMALL = "bridge.network.width=16 bridge.network.depth=1 bridge.network.heads=2 solver.steps=2 preview.n=2".split()
@@ -22,12 +25,13 @@ SMALL += "train.batch=8 train.log_every=8 train.save_every=16 train.preview_ever
 CODES = "bridge.z_dim=4 bridge.encoder={name: conv, width: 8, blocks: 1}".split(" ", 1)
 CODES += ["bridge.decoder={name: conv, width: 8, blocks: 1}"]
 LATENTS = ["autoencoder.weights=vae", "held_out=2"]
+TINY = ["autoencoder.weights=tiny", "train.precision=fp32"]
 # Recipe, side of its images, shape of its latents, what shrinks it, numbers of training and held-out images made below.
 RECIPES = {
     "ffhq256": (256, (4, 32, 32), [*CODES, *LATENTS], 6, 2),
     "ffhq256_flow": (256, (4, 32, 32), LATENTS, 6, 2),
-    "cifar10_flow": (32, (3, 32, 32), [], 24, 8),
-    "cifar10_dbae": (32, (3, 32, 32), CODES, 24, 8),
+    "cifar10_flow": (32, (32, 4, 4), TINY, 24, 8),
+    "cifar10_dbae": (32, (32, 4, 4), [*CODES, *TINY], 24, 8),
     "faces64_dbae": (64, (3, 64, 64), CODES, 11, 1),
 }
 
@@ -68,6 +72,9 @@ def place(tmp_path_factory):
     folder(root / "data/ffhq256", [256] * 6 + [300] * 2)
     folder(root / "data/faces64/someone", [64] * 10 + [70] * 2)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    tiny = AUTOENCODERS["taef2"](Spec((3, 32, 32)))
+    (root / "tiny").mkdir()
+    save_file(tiny.model.state_dict(), root / "tiny" / "taef2.safetensors")
     AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, **blocks).save_pretrained(root / "vae")
     return root
 
