@@ -157,7 +157,8 @@ class LatentCache(Source):
             path: folder of the cache; its parent exists or can be made.
             source: of images.
             autoencoder: on the device on which to encode; its normaliser is fitted by this call if it was not.
-            progress: called with images encoded and images in all.
+            progress: called with images encoded and images in all, first with none and then after each batch; what it
+                raises ends the encoding, of which nothing is kept.
             sample: keep the posterior's standard deviation and draw samples.
             batch: images encoded at once.
             verify: compare the checksums of a cache that is there; one that was just built is not read again.

@@ -128,6 +128,8 @@ def _write_all(
     files: dict[str, str] = {}
     conditions: list[Mapping[str, Tensor]] = []
     total, done, found = sum(counts.values()) * source.variants, 0, None
+    if progress is not None:
+        progress(done, total)
     was_training = autoencoder.training
     autoencoder.eval()
     try:

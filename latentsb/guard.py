@@ -19,11 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["REASONS", "Guard", "Signals"]
+__all__ = ["REASONS", "Guard", "Signals", "Stopped"]
 
 LAG = 2
 REASONS = ("SIGTERM", "SIGINT", "time")
 EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130, "time": 0}
+
+
+class Stopped(Exception):
+    """Ends a work between steps, of which nothing is kept.
+
+    Args:
+        reason: of `REASONS`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Signals:

@@ -1,4 +1,4 @@
-"""What a user sees while a stage trains: a bar on a terminal, a line now and then elsewhere."""
+"""What a user sees while a stage trains or data are encoded: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def short(values: Mapping[str, Any]) -> str:
 
 
 class Display:
-    """Progress of one stage.
+    """Progress of one stage, or of encoding what it needs.
 
     Args:
         title: of the stage.
@@ -37,10 +37,20 @@ class Display:
         seen: images already seen.
         shown: False in all processes but the main one.
         console: where to; standard error if None.
+        every: seconds between two lines where there is no terminal.
     """
 
-    def __init__(self, title: str, total: int, seen: int, shown: bool, console: Console | None = None) -> None:
-        self.title, self.total, self.began_at, self.shown = title, total, seen, shown
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        seen: int,
+        shown: bool,
+        console: Console | None = None,
+        *,
+        every: float = QUIET_SECONDS,
+    ) -> None:
+        self.title, self.total, self.began_at, self.shown, self.every = title, total, seen, shown, every
         self.console = console or Console(stderr=True, soft_wrap=True)
         self.bar = shown and self.console.is_terminal
         self.began = self.said = time.monotonic()
@@ -79,7 +89,7 @@ class Display:
             self.progress.update(self.task, completed=min(seen, self.total), note=short(record))
             return
         now = time.monotonic()
-        if now - self.said < QUIET_SECONDS and seen < self.total:
+        if now - self.said < self.every and seen < self.total:
             return
         self.said = now
         left = (now - self.began) / max(1, seen - self.began_at) * max(0, self.total - seen)

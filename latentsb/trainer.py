@@ -21,7 +21,7 @@ from latentsb.data.source import Source
 from latentsb.disk import ignore_size_signal, write_text
 from latentsb.errors import CapabilityError, CheckpointError, NonFiniteError
 from latentsb.experiment import Experiment
-from latentsb.guard import EXIT_CODES, Signals
+from latentsb.guard import EXIT_CODES, Signals, Stopped
 from latentsb.held import HeldOut
 from latentsb.latents import held_latents_of, latents_of
 from latentsb.progress import Display
@@ -143,8 +143,11 @@ class Stage:
         self.run.checkpoints.keep = settings.keep
         if "max_time" in session.stage.changes:
             self.signals.limit(settings.max_time)
-        self.source, self.images = self._data()
-        held = self._held_data()
+        try:
+            self.source, self.images = self._data()
+            held = self._held_data()
+        except Stopped as stopped:
+            return stopped.reason
         self.held = HeldOut(session, *held) if held is not None else None
         tracker = Tracker(self.run, session, enabled=parallel.is_main())
         display = Display(session.title, settings.images, session.seen, parallel.is_main())
@@ -297,7 +300,8 @@ class Stage:
         pixels = session.experiment.source
         if session.head == "autoencoder":
             return pixels, None
-        return latents_of(self.run.path, session.experiment), pixels if session.trainable.needs_images else None
+        latents = latents_of(self.run.path, session.experiment, self.signals)
+        return latents, pixels if session.trainable.needs_images else None
 
     def _held_data(self) -> tuple[Source, Source | None] | None:
         """The same of the held-out data."""
@@ -305,7 +309,7 @@ class Stage:
         pixels = session.experiment.held
         if pixels is None or session.head == "autoencoder":
             return None if pixels is None else (pixels, None)
-        latents = held_latents_of(self.run.path, session.experiment)
+        latents = held_latents_of(self.run.path, session.experiment, self.signals)
         assert latents is not None
         return latents, pixels if session.trainable.needs_images else None
 

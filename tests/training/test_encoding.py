@@ -1,0 +1,114 @@
+"""Encoding the data before a bridge is trained: it says how far it is, and stops within a batch leaving nothing."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from latentsb import encoding, latents, progress
+from latentsb.guard import Signals, Stopped
+from latentsb.latents import Watched
+from latentsb.run import Run
+
+CODED = """
+data: digits
+held_out: 100
+autoencoder: {name: kl, widths: [16]}
+bridge: {name: flow, network: {name: mlp, width: 8, depth: 1}}
+solver: {name: euler, steps: 2}
+train: {images: 32, batch: 32, preview_every: 1_000_000}
+stages: [{train: autoencoder}, {train: bridge}]
+"""
+
+
+@pytest.fixture
+def at_batch(monkeypatch):
+    """Do something when a batch is encoded; returns the numbers of the batches that were."""
+    encode, seen = encoding._moments, []
+
+    def place(number, act):
+        def watched(*arguments):
+            seen.append(len(seen))
+            if seen[-1] == number:
+                act()
+            return encode(*arguments)
+
+        monkeypatch.setattr(encoding, "_moments", watched)
+        return seen
+
+    return place
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        (2, "encoding: stopped by {} after 192 of 1,697 images"),
+        (27, "encoding held-out: stopped by {} after 64 of 100 images"),
+    ],
+)
+def test_a_signal_ends_it_within_a_batch(tmp_path, train, digests, losses, at_batch, capsys, name, code, batch, told):
+    seen = at_batch(batch, lambda: os.kill(os.getpid(), signal.Signals[name]))
+    run, outcome = train(tmp_path / "parts", text=CODED)
+    assert (outcome.reason, outcome.exit_code, outcome.step) == (name, code, 1)
+    assert len(seen) == batch + 1
+    err = capsys.readouterr().err
+    assert f"{told.format(name)}; none are kept, the same command encodes from the start\n" in err
+    kept = {p.name for p in run.path.iterdir() if "latents" in p.name and not p.name.endswith(".lock")}
+    assert kept == ({"latents"} if batch == 27 else set())
+    assert run.checkpoint().state["stage"] == 0
+    again, outcome = train(tmp_path / "parts", text=CODED)
+    assert outcome.reason is None
+    whole, _ = train(tmp_path / "whole", text=CODED)
+    assert digests(again) == digests(whole)
+    assert losses(again) == losses(whole)
+
+
+def test_so_does_a_time_limit(tmp_path, train, capsys):
+    stages = "stages=[{train: autoencoder}, {train: bridge, max_time: 0.000001}]"
+    run, outcome = train(tmp_path / "run", stages, text=CODED)
+    assert (outcome.reason, outcome.exit_code) == ("time", 0)
+    assert "encoding: stopped by time after 0 of 1,697 images" in capsys.readouterr().err
+    assert not (run.path / "latents").exists()
+
+
+def test_elsewhere_ctrl_c_says_what_it_costs(tmp_path, train, at_batch):
+    run, _ = train(tmp_path / "run", text=CODED)
+    experiment = Run.open(run.path).experiment(device="cpu")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    at_batch(1, interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        latents.latents_of(tmp_path, experiment)
+    assert caught.value.__notes__ == [
+        "interrupted: encoding after 64 of 1,697 images; none are kept, the same command encodes from the start"
+    ]
+    assert not (tmp_path / ".latents.building").exists()
+
+
+def test_off_a_terminal_it_tells_the_beginning_a_line_now_and_then_and_the_end(capsys, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
+    watched = Watched("encoding", None)
+    watched(0, 2000)
+    for done in range(20, 2001, 20):
+        clock.now += 4.0  # 5 a second
+        watched(done, 2000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [
+        "encoding 2,000 images …",
+        "encoding: 160 of 2,000 images · 5 img/s · 368 s left",
+        "encoding: 320 of 2,000 images · 5 img/s · 336 s left",
+    ]
+    assert lines[-1] == "encoding: 2,000 of 2,000 images · 5 img/s · 0 s left"
+    assert len(lines) == 2 + 2000 // 160
+
+
+def test_what_is_all_encoded_is_kept_even_where_something_asks_to_stop():
+    signals = Signals(max_time=0)
+    Watched("encoding", signals)(10, 10)
+    with pytest.raises(Stopped):
+        Watched("encoding", signals)(9, 10)
