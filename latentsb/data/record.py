@@ -10,11 +10,12 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import cached_property, partial
 from io import StringIO
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,21 +109,29 @@ def same_files(folder: Path, source: Source, held: Source | None = None) -> None
     """
     if not (folder / FILES).is_file():
         return
-    with (folder / FILES).open(newline="", encoding="utf-8") as stream:
-        then = {row["path"]: row["sha256"] for row in csv.DictReader(stream)}
     other = _other(source, held)
-    now = _both(source.contents(), {} if other is None else other.contents())
+    told = _changes(_listed(folder), _both(source.contents(), {} if other is None else other.contents()))
+    if told:
+        raise CheckpointError(
+            f"{folder} was trained on other data: {told}; put them back, or give another run folder: -o"
+        )
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """sha256 of each file that the run was trained on."""
+    with (folder / FILES).open(newline="", encoding="utf-8") as stream:
+        return {row["path"]: row["sha256"] for row in csv.DictReader(stream)}
+
+
+def _changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """How many files were added, removed and changed, and the first of each; empty where none was."""
     changes = {
         "added": [name for name in now if name not in then],
         "removed": [name for name in then if name not in now],
         "changed": [name for name in now if then.get(name, now[name]) != now[name]],
     }
     told = "; ".join(f"{len(names):,} {word} ({_few(names)})" for word, names in changes.items() if names)
-    if told:
-        raise CheckpointError(
-            f"{folder} was trained on other data: {len(then):,} files then, {len(now):,} now; {told}; "
-            "put them back, or give another run folder: -o"
-        )
+    return told and f"{len(then):,} files then, {len(now):,} now; {told}"
 
 
 def same_data(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -131,10 +140,14 @@ def same_data(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any])
     Raises:
         CheckpointError: naming what differs.
     """
-    differing = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
-    if differing:
-        told = "; ".join(_change(k, then.get(k), now.get(k)) for k in differing)
+    if told := _differences(then, now):
         raise CheckpointError(f"{checkpoint} was trained on other data ({told})")
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two identities; empty where nothing does."""
+    differing = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
+    return "; ".join(_change(k, then.get(k), now.get(k)) for k in differing)
 
 
 def source_of(folder: Path, data: Part, *, held: bool = False) -> Source:
@@ -146,15 +159,15 @@ def source_of(folder: Path, data: Part, *, held: bool = False) -> Source:
         held: they are held-out data that are no part of what is trained on.
 
     Returns:
-        The data; where they are gone or of another form, a stand-in that knows all but the samples.
+        The data, whose samples are given only if they are those of the training.
 
     Raises:
         DataError: if the data are gone and the run has kept nothing of them.
     """
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
-        record = record[HELD] if held else record
-        stand_in = Recorded(record)
+        whole_record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        record = whole_record[HELD] if held else whole_record
+        recorded = Recorded(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none: training has not begun
         built: Source = data.build()
         built.require()
@@ -162,32 +175,50 @@ def source_of(folder: Path, data: Part, *, held: bool = False) -> Source:
     try:
         found: Source = _moved(data, record["paths"]).build()
         found.require()
-        if _form(found, counts=False) == _form(stand_in, counts=False):
-            return found
-        stand_in.why = "the data have another form than when the run was trained"
+        if _form(found, counts=False) == _form(recorded, counts=False):
+            return Recorded(record, found, partial(_own_files, folder, HELD in whole_record, held))
+        recorded.why = "the data have another form than when the run was trained"
     except DataError as error:
-        stand_in.why = str(error)
-    return stand_in
+        recorded.why = str(error)
+    return recorded
+
+
+def _own_files(folder: Path, both: bool, held: bool) -> dict[str, str]:
+    """sha256 of the files of the data alone, or of the held-out data alone, where a run has kept both."""
+    listed = _listed(folder) if (folder / FILES).is_file() else {}
+    if not both:
+        return listed
+    head = f"{HELD}/"
+    return {k.removeprefix(head) if held else k: v for k, v in listed.items() if k.startswith(head) == held}
 
 
 class Recorded(Source):
-    """A stand-in for data that are gone: their form, but no samples.
+    """The data of a run by what it has kept of them: form, number and identity; samples only if they are the same.
 
     Args:
         record: content of `data.json`.
+        found: data of the same form that lie where they should; None if there are none.
+        files: sha256 of each file of the data then, where they were files.
 
     Attributes:
         why: the data cannot be used.
     """
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        record: Mapping[str, Any],
+        found: Source | None = None,
+        files: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         self.spec = _spec(record["spec"])
         self.cond = {name: _spec(value) for name, value in record["cond"].items()}
         self.variants, self.two_sided, self.paired = record["variants"], record["two_sided"], record["paired"]
         self.samples, self.others = int(record["samples"]), int(record["partners"])
         self.rule = None if record["image_rule"] is None else PixelRule(**record["image_rule"])
         self.identity = dict(record["identity"])
-        self.why = "the data are gone"
+        self.found, self.files, self.why = found, files, "the data are gone"
+        if found is not None:
+            self.x0, self.x1 = found.x0, found.x1
 
     def __len__(self) -> int:
         return self.samples
@@ -197,27 +228,50 @@ class Recorded(Source):
         """How many x1 there were."""
         return self.others
 
-    def _refuse(self) -> NoReturn:
-        raise DataError(f"this needs the data that the run was trained on: {self.why}")
-
-    def read(self, index: np.ndarray, variant: np.ndarray | None = None) -> Items:
-        """Refuse: there are no samples.
+    @cached_property
+    def same(self) -> Source:
+        """The data, which are compared with those of the training when they are first used.
 
         Raises:
-            DataError: always; names what is missing.
+            DataError: if they are gone, or others; names what is missing or differs.
         """
-        self._refuse()
+        if self.found is None:
+            raise DataError(f"this needs the data that the run was trained on: {self.why}")
+        now = json.loads(json.dumps(self.found.fingerprint()))
+        if differing := _differences(self.identity, now):
+            told = _changes(self.files(), self.found.contents()) if self.files() else ""
+            raise DataError(
+                f"this needs the data that the run was trained on, and they have changed: {told or differing}; "
+                "put them back, or train another run on what is there now"
+            )
+        return self.found
+
+    def names(self) -> list[str] | None:
+        """Those of the data."""
+        return self.same.names()
+
+    def contents(self) -> Mapping[str, str]:
+        """sha256 of each file then."""
+        return self.files()
+
+    def read(self, index: np.ndarray, variant: np.ndarray | None = None) -> Items:
+        """Read samples of the data, if they are the same."""
+        return self.same.read(index, variant)
+
+    def draw(self, index: np.ndarray, variant: np.ndarray | None, draws: Draws) -> Items:
+        """Draw samples of the data, if they are the same."""
+        return self.same.draw(index, variant, draws)
 
     def draw_x1(self, index: np.ndarray, variant: np.ndarray | None, draws: Draws) -> Tensor:
-        """Refuse, as `read` does."""
-        self._refuse()
+        """Draw other ends of the data, if they are the same."""
+        return self.same.draw_x1(index, variant, draws)
 
     def image_rule(self) -> PixelRule:
         """That of the data."""
         return super().image_rule() if self.rule is None else self.rule
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the data."""
+        """That of the data then, by which latents that were encoded from them are known."""
         return self.identity
 
 

@@ -19,7 +19,9 @@ from latentsb.data import record
 from latentsb.data.folder import Folder
 from latentsb.data.record import Recorded
 from latentsb.errors import CheckpointError, DataError
+from latentsb.evaluate import evaluate
 from latentsb.experiment import build
+from latentsb.outputs import inputs_of
 from latentsb.randomness import Draws
 from latentsb.recipe import Recipe
 from latentsb.run import Run
@@ -122,9 +124,10 @@ def test_relative_data_are_found_from_elsewhere(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
     source = Run.open("../run").experiment(device="cpu").source
-    assert isinstance(source, Folder)
-    assert source.root == tmp_path / "data"
-    assert len(source) == 10
+    assert isinstance(source, Recorded)
+    assert isinstance(source.found, Folder)
+    assert source.found.root == tmp_path / "data"
+    assert len(source.read(np.arange(10)).x0) == 10
 
 
 def test_data_of_another_form_are_not_taken_for_the_run_s() -> None:
@@ -133,6 +136,56 @@ def test_data_of_another_form_are_not_taken_for_the_run_s() -> None:
     source = Run.open("run").experiment(device="cpu").source
     assert source.cond["label"].classes == 2
     with pytest.raises(DataError, match="another form"):
+        source.read(np.arange(2))
+
+
+@pytest.mark.parametrize("held_out", ["3", "{name: folder, path: kept, size: 4, channels: 1, labels: true}"])
+def test_data_that_have_changed_are_not_measured(held_out: str) -> None:
+    for k in range(4):
+        paint(f"kept/{'ab'[k % 2]}/{k}.png", 100 + k)
+    train(f"held_out={held_out}")
+    before = Run.open("run")
+    expected, was = before.sample(3, seed=5).images, before.experiment(device="cpu")
+    assert was.held is not None
+    seen = was.held.read(np.arange(len(was.held))).x0
+    own = held_out != "3"
+    place = "kept" if own else "data"
+    paint(f"{place}/a/new.png", 50)  # among three of ten and eleven others would be chosen
+    run = Run.open("run")
+    torch.testing.assert_close(run.sample(3, seed=5).images, expected, rtol=0, atol=0)
+    now = run.experiment(device="cpu")
+    assert now.held is not None
+    assert (len(now.source), len(now.held)) == (len(was.source), len(was.held))
+    told = (
+        f"have changed: {4 if own else 10} files then, {5 if own else 11} now; 1 added \\(a/new.png\\); put them back"
+    )
+    with pytest.raises(DataError, match=told):
+        now.held.read(np.arange(1))
+    with pytest.raises(DataError, match=told):
+        evaluate(run, now, ["denoising"], 2)
+    if own:
+        now.source.read(np.arange(1))  # these are the same
+    else:
+        with pytest.raises(DataError, match=told):
+            inputs_of(now, [], 2, 0)
+    Path("run/files.csv").unlink()
+    again = Run.open("run").experiment(device="cpu")
+    assert again.held is not None
+    with pytest.raises(DataError, match="have changed: files: their content has changed; samples: "):
+        again.held.read(np.arange(1))
+    Path(f"{place}/a/new.png").unlink()
+    back = Run.open("run").experiment(device="cpu")
+    assert back.held is not None
+    torch.testing.assert_close(back.held.read(np.arange(len(back.held))).x0, seen, rtol=0, atol=0)
+
+
+def test_other_arrays_of_the_same_form_are_not_measured() -> None:
+    points = np.random.default_rng(0).standard_normal((20, 2), dtype=np.float32)
+    np.savez("points.npz", x0=points)
+    train("data={name: npz, path: points.npz}", "conditions=[]", "bridge.network={name: mlp, width: 8, depth: 1}")
+    np.savez("points.npz", x0=points + 1)
+    source = Run.open("run").experiment(device="cpu").source
+    with pytest.raises(DataError, match=r"they have changed: .*their content has changed; put them back"):
         source.read(np.arange(2))
 
 
