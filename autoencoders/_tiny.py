@@ -1,18 +1,23 @@
-"""What the tiny autoencoders of the TAESD family are made of, and how their published files are read."""
+"""What the tiny autoencoders of the TAESD family share: their blocks, their use, how their published files are read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from latentsb.autoencoder import Autoencoder, Moments
 from latentsb.errors import ArgumentError, CapabilityError, DataError
-from latentsb.tensors import Spec
-from latentsb.weights import MODEL, PAIR, files_of, fill, read
+from latentsb.normalisers import Normaliser
+from latentsb.randomness import Draws
+from latentsb.tensors import Batch, Spec
+from latentsb.trainable import Loss
+from latentsb.weights import MODEL, PAIR, files_of, fill, known, read
 
-__all__ = ["Block", "Halves", "Pooled", "SoftClamp", "channels_of", "conv", "latent_of", "tensors_of", "untrained"]
+__all__ = ["Block", "Halves", "Pooled", "SoftClamp", "Tiny", "channels_of", "conv", "down", "entry", "tensors_of", "up"]
 
 ACCEPTED = (PAIR, (MODEL,), ("*.safetensors",))
 
@@ -69,6 +74,21 @@ class Pooled(Block):
         return super().forward(x + self.pool(x))
 
 
+def down(block: type[Block] = Block) -> list[nn.Module]:
+    """Half the sides, then three blocks of 64 channels."""
+    return [conv(64, 64, stride=2, bias=False), *(block(64) for _ in range(3))]
+
+
+def entry(channels: int, width: int = 64) -> list[nn.Module]:
+    """Where a decoder begins: the clamp, and a convolution of the latents."""
+    return [SoftClamp(), conv(channels, width), nn.ReLU()]
+
+
+def up(block: type[Block] = Block, width: int = 64, after: int = 64) -> list[nn.Module]:
+    """Three blocks, then twice the sides."""
+    return [*(block(width) for _ in range(3)), nn.Upsample(scale_factor=2), conv(width, after, bias=False)]
+
+
 class Halves(nn.Module):
     """An encoder and a decoder whose images are in [0, 1], seen from outside as in [-1, 1].
 
@@ -105,6 +125,57 @@ class Halves(nn.Module):
         fill(self, values, where)
 
 
+class Tiny(Autoencoder):
+    """A tiny pretrained autoencoder; write its two halves.
+
+    Args:
+        images: shape of one image, (3, H, W).
+        model: the halves.
+        channels: of the latent.
+        weights: a known name, or the path of a folder or file.
+        normaliser: of the latents.
+
+    Attributes:
+        word: of the recipe.
+        factor: of the sides, image over latent.
+
+    Raises:
+        ArgumentError: if images are not of this form, or the weights belong to another autoencoder.
+    """
+
+    trained = True
+    word: ClassVar[str]
+    factor: ClassVar[int]
+
+    def __init__(
+        self, images: Spec, model: Halves, *, channels: int, weights: str | Path, normaliser: Normaliser
+    ) -> None:
+        super().__init__(images, latent_of(images, channels, self.factor, self.word), normaliser=normaliser)
+        known(weights, self.word)
+        self.weights, self.model = weights, model
+
+    def load(self) -> None:
+        """Read the weights."""
+        self.model.load(self.weights)
+
+    def moments(self, images: Tensor) -> Moments:
+        """The latents; there is no posterior."""
+        return Moments(self.model.encode(images))
+
+    def raw_decode(self, raw: Tensor) -> Tensor:
+        """Images of raw latents."""
+        return self.model.decode(raw)
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """None: it is used as it was published.
+
+        Raises:
+            CapabilityError: always.
+        """
+        message = "is pretrained and is not trained here; an autoencoder that can be trained is kl"
+        raise CapabilityError(f"{self.word} {message}")
+
+
 def tensors_of(weights: str | Path) -> tuple[dict[str, Tensor], Path]:
     """All tensors of published weights, named `encoder.0.weight` … as in `Halves`, and where they were found.
 
@@ -136,15 +207,10 @@ def channels_of(weights: str | Path) -> int:
         DataError: if there are no such weights.
     """
     values, where = tensors_of(weights)
-    entry = values.get("decoder.1.weight")
-    if entry is None or entry.ndim != 4:
+    first = values.get("decoder.1.weight")
+    if first is None or first.ndim != 4:
         raise DataError(f"{where} does not fit: decoder.1.weight is missing")
-    return entry.shape[1]
-
-
-def untrained(word: str) -> CapabilityError:
-    """What a training stage is told."""
-    return CapabilityError(f"{word} is pretrained and is not trained here; an autoencoder that can be trained is kl")
+    return first.shape[1]
 
 
 def latent_of(images: Spec, channels: int, factor: int, word: str) -> Spec:

@@ -6,26 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from latentsb.autoencoder import AUTOENCODERS, Autoencoder, Moments
+from latentsb.autoencoder import AUTOENCODERS
 from latentsb.errors import ArgumentError, DataError
 from latentsb.normalisers import Channel, Normaliser
-from latentsb.randomness import Draws
 from latentsb.ranges import Count
-from latentsb.tensors import Batch, Spec
-from latentsb.trainable import Loss
+from latentsb.tensors import Spec
 from latentsb.weights import known
 
-from ._tiny import Block, Halves, SoftClamp, channels_of, conv, latent_of, untrained
+from ._tiny import Block, Halves, Tiny, channels_of, conv, down, entry, up
 
 __all__ = ["TAESD"]
 
-WORD, WIDTH, FACTOR = "taesd", 64, 8
 
-
-@AUTOENCODERS.register(WORD)
-class TAESD(Autoencoder):
+@AUTOENCODERS.register("taesd")
+class TAESD(Tiny):
     """Tiny pretrained autoencoder, 4 or 16 channels at an eighth of the sides, deterministic.
 
     Nothing in it is normalised over the image, so a latent sees a bounded neighbourhood.
@@ -43,22 +39,21 @@ class TAESD(Autoencoder):
         DataError: if the number of channels can only be had from weights that are not there.
     """
 
-    trained = True
+    word, factor = "taesd", 8
     tileable = True
 
     def __init__(
         self,
         images: Spec,
         *,
-        weights: str | Path = WORD,
+        weights: str | Path = "taesd",
         latent_channels: Count | None = None,
         normaliser: Normaliser = Channel(),
     ) -> None:
         keys = {"weights": weights, "latent_channels": latent_channels}
         channels = {**keys, **self.completed(keys)}["latent_channels"] or channels_of(weights)
-        super().__init__(images, latent_of(images, channels, FACTOR, WORD), normaliser=normaliser)
-        self.weights = weights
-        self.model = Halves(_encoder(channels), _decoder(channels))
+        model = Halves(_encoder(channels), _decoder(channels))
+        super().__init__(images, model, channels=channels, weights=weights, normaliser=normaliser)
 
     @classmethod
     def completed(cls, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +63,7 @@ class TAESD(Autoencoder):
             ArgumentError: if the weights have another one.
         """
         weights, asked = keys["weights"], keys["latent_channels"]
-        found = known(weights, WORD)
+        found = known(weights, cls.word)
         try:
             channels = found.shape["latent_channels"] if found is not None else channels_of(weights)
         except DataError:
@@ -79,33 +74,10 @@ class TAESD(Autoencoder):
             )
         return {"latent_channels": channels}
 
-    def load(self) -> None:
-        """Read the weights."""
-        self.model.load(self.weights)
-
-    def moments(self, images: Tensor) -> Moments:
-        """The latents; there is no posterior."""
-        return Moments(self.model.encode(images))
-
-    def raw_decode(self, raw: Tensor) -> Tensor:
-        """Images of raw latents."""
-        return self.model.decode(raw)
-
-    def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """None: it is used as it was published."""
-        raise untrained(WORD)
-
 
 def _encoder(channels: int) -> nn.Sequential:
-    def down() -> list[nn.Module]:
-        return [conv(WIDTH, WIDTH, stride=2, bias=False), *(Block(WIDTH) for _ in range(3))]
-
-    return nn.Sequential(conv(3, WIDTH), Block(WIDTH), *down(), *down(), *down(), conv(WIDTH, channels))
+    return nn.Sequential(conv(3, 64), Block(64), *down(), *down(), *down(), conv(64, channels))
 
 
 def _decoder(channels: int) -> nn.Sequential:
-    def up() -> list[nn.Module]:
-        return [*(Block(WIDTH) for _ in range(3)), nn.Upsample(scale_factor=2), conv(WIDTH, WIDTH, bias=False)]
-
-    head = (SoftClamp(), conv(channels, WIDTH), nn.ReLU())
-    return nn.Sequential(*head, *up(), *up(), *up(), Block(WIDTH), conv(WIDTH, 3))
+    return nn.Sequential(*entry(channels), *up(), *up(), *up(), Block(64), conv(64, 3))
