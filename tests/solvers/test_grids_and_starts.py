@@ -14,8 +14,10 @@ from latentsb.process.references import OU, VE, VP, Brownian, Varying
 from latentsb.process.times import time_of_sigma
 from latentsb.randomness import Draws
 from latentsb.solvers.base import GRIDS, STARTS
-from latentsb.solvers.grid import Karras, KarrasTime, LogUniform, Natural, Uniform
+from latentsb.solvers.exponential import DPMpp
+from latentsb.solvers.grid import Asinh, Karras, KarrasTime, LogUniform, Natural, Uniform
 from latentsb.solvers.start import Boot, Centre, Endpoint, FromNoise
+from latentsb.solvers.unipc import UniPC
 from latentsb.tensors import Condition
 
 ONE = torch.ones((), dtype=torch.float64)
@@ -36,7 +38,7 @@ def build(oracles):
 
 
 def test_words():
-    assert set(GRIDS.names()) >= {"natural", "uniform", "karras_time", "loguniform", "karras"}
+    assert set(GRIDS.names()) >= {"natural", "uniform", "karras_time", "loguniform", "karras", "asinh"}
     assert set(STARTS.names()) >= {"noise", "endpoint", "centre", "boot"}
 
 
@@ -65,6 +67,33 @@ def test_sigma_grids_have_their_levels(build, reference, pinned):
     assert float(levels[0].exp()) == pytest.approx(min(80.0, float(ends[0])), rel=1e-9)
     assert float(levels[-1].exp()) == pytest.approx(max(0.003, float(ends[1])), rel=1e-9)
     assert torch.equal(LogUniform().times(bridge, 8, "x1"), times[:-1].flip(0))
+
+
+@pytest.mark.parametrize("towards", ["x0", "x1"])
+def test_asinh_is_even_down_to_zero(build, towards):
+    """`asinh(sigma_eff/scale)` falls evenly and 0 is one of its even places, until the bridge's own t_min stops it."""
+    steps = 12 if towards == "x0" else 11
+    bridge = build(VP(), True, t_min=1e-9)
+    times = Asinh(scale=0.3).times(bridge, steps, towards)
+    falling = times[:-1] if towards == "x0" else times.flip(0)
+    clock = torch.asinh(bridge.marginal(falling).sigma_eff / 0.3)
+    even = math.asinh(80 / 0.3) * (1 - torch.arange(12, dtype=torch.float64) / 12)
+    assert torch.allclose(clock, even, rtol=1e-8)
+    stopped = Asinh().times(build(VP(), True), 500)
+    assert stopped[-2] == pytest.approx(1e-4, rel=1e-9)
+    assert bool((stopped.diff() < 0).all())
+    bounded = bridge.marginal(Asinh(sigma_min=0.1).times(bridge, 12)[-2]).sigma_eff
+    assert float(bounded) == pytest.approx(0.1, rel=1e-9)
+
+
+@pytest.mark.parametrize("calls", [16, 20, 32])
+@pytest.mark.parametrize("solver", [UniPC, DPMpp])
+@pytest.mark.parametrize("spread", [0.05, 0.1, 0.2, 0.5, 1.0])
+def test_asinh_keeps_the_spread_of_fine_and_coarse_gaussians(oracles, solver, spread, calls):
+    bridge = oracles.gaussian(VP(), f64([0.0]), f64([[spread**2]]), pinned=True)
+    bridge.t_min = 1e-9
+    law = oracles.propagate(solver(steps=calls, grid=Asinh()), bridge, x=f64([0.0]), x1=f64([0.0]))
+    assert float(law.cov[0, 0].sqrt()) / spread == pytest.approx(1, abs=0.025)
 
 
 def test_karras_levels(build):
@@ -117,7 +146,7 @@ def test_natural_is_even_in_noise_levels_where_there_is_noise(oracles, build, to
 
 def test_noise_level_grids_need_a_denoising_bridge(oracles):
     plain = oracles.Straight(f64([0.0]), f64([[1.0]]))
-    for grid in (LogUniform(), Karras(), KarrasTime()):
+    for grid in (LogUniform(), Karras(), Asinh(), KarrasTime()):
         with pytest.raises(CapabilityError, match="DenoisingBridge; 'Straight' is not one"):
             grid.times(plain, 4)
 
@@ -130,6 +159,8 @@ def test_levels_that_the_bridge_does_not_have(build):
 def test_wrong_values_are_told():
     with pytest.raises(ArgumentError, match="sigma_min: must be below"):
         LogUniform(sigma_max=0.001)
+    with pytest.raises(ArgumentError, match="scale"):
+        Asinh(scale=0.0)
     with pytest.raises(ArgumentError, match="rho"):
         Karras(rho=-1.0)
     with pytest.raises(ArgumentError, match="margin"):

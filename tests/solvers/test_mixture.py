@@ -10,21 +10,23 @@ from latentsb.process.references import VP
 from latentsb.randomness import Draws
 from latentsb.solvers.coordinates import NoiseCoordinate, TimeCoordinate
 from latentsb.solvers.exponential import DPMpp, Posterior, Posterior2
-from latentsb.solvers.grid import KarrasTime, LogUniform
+from latentsb.solvers.grid import Asinh, KarrasTime, LogUniform
 from latentsb.solvers.ode import Euler, Heun
 from latentsb.solvers.start import Endpoint, FromNoise
 from latentsb.solvers.unipc import UniPC
 from latentsb.tensors import Condition, Spec
 
 MODES, WIDTH, STARTS = 5, 64, 256
-MATCHED = LogUniform(sigma_max=20.0, sigma_min=0.01)
-"""Levels of this law: 40 times its standard deviation per number, and a fifth of the narrowest mode's."""
+MIXTURES = (2000, 2001, 2002, 2003)
+"""Seeds of four more mixtures; the grid's defaults come from Gaussians, and these had no part in them."""
+STRAYS = [(16, 6), (20, 3)]
+"""Calls, and how many of 1,024 starts may end in another mode: 12 and 5 of 6,144 did in twenty-four other mixtures,
+so that 2 and 0.8 are expected; three standard errors of such counts are 4.2 and 2.7."""
 ONE = torch.ones((), dtype=torch.float64)
 
 
-@pytest.fixture(scope="module")
-def mixture(oracles):
-    rng = torch.Generator().manual_seed(0)
+def five_modes(oracles, seed):
+    rng = torch.Generator().manual_seed(seed)
     centres = 0.5 * torch.randn(MODES, WIDTH, generator=rng, dtype=torch.float64)
     spread = torch.linspace(0.05, 0.25, MODES, dtype=torch.float64)
 
@@ -41,6 +43,11 @@ def mixture(oracles):
     return bridge, State(x1, ONE, Condition({"x1": x1})), centres
 
 
+@pytest.fixture(scope="module")
+def mixture(oracles):
+    return five_modes(oracles, 0)
+
+
 def relative(found, exact):
     return (found - exact).norm(dim=1) / exact.norm(dim=1)
 
@@ -54,13 +61,13 @@ def follow(solver, mixture):
 def truth(mixture):
     """The converged ODE from each start, by another algorithm than those under test."""
     return {
-        (start, grid): follow(Heun(steps=400, grid=grid, start=start, coordinates=NoiseCoordinate()), mixture)
-        for start, grid in ((FromNoise(), LogUniform()), (Endpoint(), LogUniform()), (FromNoise(), MATCHED))
+        start: follow(Heun(steps=200, start=start, grid=LogUniform(), coordinates=NoiseCoordinate()), mixture)
+        for start in (FromNoise(), Endpoint())
     }
 
 
 def test_samples_reach_every_mode(truth, mixture):
-    nearest = torch.cdist(truth[FromNoise(), LogUniform()], mixture[2]).argmin(1)
+    nearest = torch.cdist(truth[FromNoise()], mixture[2]).argmin(1)
     # 256 starts, five equal modes: three standard errors of a binomial count of mean 51.2 are 19.
     assert (nearest.bincount(minlength=MODES) - STARTS / MODES).abs().max() <= 19
 
@@ -72,29 +79,36 @@ def test_samples_reach_every_mode(truth, mixture):
     [(Endpoint(), 16), (Endpoint(), 20), (Endpoint(), 32), (FromNoise(), 20), (FromNoise(), 32)],
 )
 def test_second_order_needs_twenty_calls(truth, mixture, start, calls):
-    error = relative(follow(DPMpp(steps=calls, start=start), mixture), truth[start, LogUniform()])
+    error = relative(follow(DPMpp(steps=calls, start=start), mixture), truth[start])
     assert int((error > 0.1).sum()) == 0
     assert float(error.median()) <= 0.01
 
 
-@pytest.mark.parametrize("calls", [16, 20, 32])
-def test_predictor_corrector_needs_sixteen_calls(truth, mixture, calls):
-    """From noise, on levels that match the law; over twenty mixtures one start in 2,000 is wrong with 16 calls."""
-    error = relative(follow(UniPC(steps=calls, grid=MATCHED), mixture), truth[FromNoise(), MATCHED])
-    assert int((error > 0.1).sum()) == 0
-    assert float(error.median()) <= 0.0025
+@pytest.fixture(scope="module")
+def others(oracles):
+    """Four mixtures with the converged ends of their starts."""
+    exact = Heun(steps=150, grid=LogUniform(sigma_min=0.001), coordinates=NoiseCoordinate())
+    found = [five_modes(oracles, seed) for seed in MIXTURES]
+    return [(each, follow(exact, each)) for each in found]
+
+
+@pytest.mark.parametrize(("calls", "strays"), STRAYS)
+def test_asinh_needs_sixteen_calls(others, calls, strays):
+    errors = [relative(follow(UniPC(steps=calls, grid=Asinh()), each), exact) for each, exact in others]
+    assert max(float(e.median()) for e in errors) <= 0.01
+    assert sum(int((e > 0.1).sum()) for e in errors) <= strays
 
 
 def test_hundred_calls(truth, mixture):
     for solver in (DPMpp(steps=100), Posterior2(steps=100), UniPC(steps=100)):
-        error = relative(follow(solver, mixture), truth[FromNoise(), LogUniform()])
+        error = relative(follow(solver, mixture), truth[FromNoise()])
         assert float(error.median()) <= 0.002
 
 
 @pytest.mark.parametrize("start", [FromNoise(), Endpoint()])
 def test_second_order_beats_first_order_and_the_official_grid(truth, mixture, start):
     median = {
-        solver: float(relative(follow(solver, mixture), truth[start, LogUniform()]).median())
+        solver: float(relative(follow(solver, mixture), truth[start]).median())
         for solver in (
             DPMpp(steps=20, start=start),
             Posterior(steps=20, start=start),
