@@ -248,15 +248,17 @@ def fit(batches: Iterable[Tensor], shape: Sequence[int], sigmas: Sequence[float]
         bases.append(Fourier(shape))
         bases += [Whole(shape)] if math.prod(shape) <= FULL else []
     folds: list[list[Moments | None]] = [[None] * FOLDS for _ in bases]
+    seen = 0
     for batch in batches:
         x = batch.double().cpu()
         for k, basis in enumerate(bases):
             coordinates = basis.forward(x)
             for fold in range(FOLDS):
-                part = coordinates[fold::FOLDS]
+                part = coordinates[(fold - seen) % FOLDS :: FOLDS]  # by the place among all samples
                 if len(part):
                     known = folds[k][fold]
                     folds[k][fold] = Moments.of(part) if known is None else known + Moments.of(part)
+        seen += len(x)
     found: dict[str, list[Gaussian]] = {}
     errors: dict[str, list[float]] = {}
     for basis, parts in zip(bases, folds, strict=True):

@@ -52,6 +52,20 @@ def test_reconstruction_stands_beside_its_floors(subject):
     assert found.protocol["measured_on"] == "held-out data"
 
 
+def test_principal_components_are_those_of_training_data(parts):
+    # Held-out data vary most along the axes where training data vary least, and about another mean.
+    held = data(300, 1).flip(1) + torch.arange(DIM)
+    labels = torch.arange(300) // 3
+    stand = parts.Stand(data(4000, 0), held, held_labels=labels, bridge=parts.Coder(torch.eye(DIM)[:, -KEPT:]))
+    linear = Components.fit(stand.train, KEPT, 20_000, 0)
+    left = (linear.round_trip(held) - held).square().mean()
+    assert left > 1.5 * (Components.fit(stand.held, KEPT, 20_000, 0).round_trip(held) - held).square().mean()
+    found = Reconstructed(images=300).measure(stand)
+    assert found.floors["PCA, 4 components"] == pytest.approx(float(left), rel=1e-4)
+    codes = retrieve(linear.encode(held), labels)
+    assert Retrieval().measure(stand).details["figures"]["PCA, 4 components"] == pytest.approx(codes)
+
+
 def test_both_conventions_of_psnr():
     x = torch.zeros(2, 1, 8, 8)
     y = torch.stack([torch.full((1, 8, 8), 0.2), torch.full((1, 8, 8), 0.02)])

@@ -108,6 +108,15 @@ def test_cross_validation_takes_what_is_best_for_the_data():
     assert fit([stationary(2000, Fourier)], SHAPE, [1.0])["best"][0].name == Fourier.word
 
 
+@pytest.mark.parametrize("size", [1, 3, 6])
+def test_the_fit_does_not_depend_on_the_batches(size):
+    x = stationary(30, Cosine)
+    whole, parts = fit([x], SHAPE, SIGMAS), fit(x.split(size), SHAPE, SIGMAS)
+    for name, laws in whole.items():
+        assert [(law.name, law.shrinkage) for law in laws] == [(law.name, law.shrinkage) for law in parts[name]]
+        torch.testing.assert_close(parts[name][1].denoise(x, 0.5), laws[1].denoise(x, 0.5))
+
+
 def test_moments_add_up_and_the_error_on_other_data_is_that_of_denoising_them():
     x = stationary(500, Fourier)
     law = fit([x[:300]], SHAPE, [0.7])[Fourier.word][0]
@@ -165,6 +174,33 @@ def test_an_exact_denoiser_equals_the_trace_formula_and_is_not_beaten(gaussian):
     assert columns[-1] == "± SE"
     assert max(row[-1] for _, row in gaussian.tables[0].rows) < 0.005
     assert 0.995 < gaussian.value <= gaussian.floors["best Gaussian"] * 1.001
+
+
+def test_gaussians_are_fitted_to_training_data_alone(parts):
+    x, held = vectors(500, 0), 3 * vectors(400, 1).flip(1) + 5
+    found = Denoising(images=400, levels=3).measure(
+        parts.Stand(x, held, bridge=parts.Denoiser(Spec((3,)), lambda y, sigma, cond: y))
+    )
+    sigmas = found.protocol["levels_used"]
+    moments = Moments.of(Whole((3,)).forward(held.double()))
+    for k, laws in enumerate(zip(fit([x], (3,), sigmas)[WHOLE], fit([held], (3,), sigmas)[WHOLE], strict=True)):
+        expected, wrong = (law.error(sigmas[k], moments) for law in laws)
+        # 1,200 numbers of noise, whose squares have a relative standard error of 4 %, and their product with the bias.
+        assert column(found, WHOLE)[k] == pytest.approx(expected, rel=0.16)
+        assert k == 0 or wrong < 0.8 * expected
+
+
+def test_the_error_of_a_ratio_is_that_of_leaving_each_sample_out(parts, monkeypatch):
+    kept = {}
+    errors = Denoising._errors
+    monkeypatch.setattr(Denoising, "_errors", lambda *a: kept.setdefault("errors", errors(*a)))
+    bridge = parts.Denoiser(Spec((3,)), lambda y, sigma, cond: 2 + 0.3 * (y - 2))
+    found = Denoising(images=300, levels=3).measure(parts.Stand(vectors(500, 0), vectors(300, 1), bridge=bridge))
+    own, best = (kept["errors"][name] for name in ("bridge", "best"))
+    ratios = (own.sum(1, keepdims=True) - own) / (best.sum(1, keepdims=True) - best)
+    n = ratios.shape[1]
+    jackknife = np.sqrt((n - 1) / n * np.square(ratios - ratios.mean(1, keepdims=True)).sum(1))
+    np.testing.assert_allclose([row[-1] for _, row in found.tables[0].rows], jackknife, rtol=0.03)
 
 
 def test_the_trivial_ones_are_what_they_are(gaussian):

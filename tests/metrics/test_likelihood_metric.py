@@ -14,6 +14,7 @@ from latentsb.experiment import build
 from latentsb.metrics.likelihood import Independent, LogLikelihood
 from latentsb.recipe import Recipe
 from latentsb.run import Run
+from latentsb.tensors import Spec
 from latentsb.trainer import Trainer
 
 TRAIN = "train: {images: 64, batch: 32, preview_every: 1000000, save_every: 1000000}"
@@ -122,6 +123,30 @@ def test_a_bridge_without_a_density_is_refused(command):
     code, _, err = command("likelihood", "runs/coded")
     assert code == 7
     assert "'dbae' ends in an x1 that belongs to each x0" in err
+
+
+@pytest.mark.parametrize("n", [400, 7])
+def test_the_bridge_and_a_gaussian_fitted_to_training_data_in_closed_form(parts, n):
+    """Seven samples are too few for a covariance of two dimensions."""
+    rng = torch.Generator().manual_seed(0)
+    x = (torch.randn(n, 2, generator=rng) @ torch.tensor([[1.0, 0.6], [0.0, 0.5]]) + 1).double()
+    held = torch.randn(60, 2, generator=rng) * 1.5 - 0.5
+    bridge = parts.Denoiser(Spec((2,)), lambda y, sigma, cond: y / (1 + sigma**2))  # of N(0, 1)
+    found = LogLikelihood(images=60, rtol=1e-5, atol=1e-5).measure(parts.Stand(x.float(), held, bridge=bridge))
+    (_, own), (name, row), (_, gap) = found.tables[0].rows
+    if n == 400:
+        law = torch.distributions.MultivariateNormal(x.mean(0), torch.cov(x.T, correction=0))
+        theirs = law.log_prob(held.double())
+    else:
+        theirs = torch.distributions.Normal(x.mean(0), x.std(0, correction=0)).log_prob(held.double()).sum(1)
+    ours = torch.distributions.Normal(0.0, 1.0).log_prob(held.double()).sum(1)
+    assert name.endswith(f"of {n} training samples")
+    assert row[0] == pytest.approx(float(theirs.mean()) / 2, rel=1e-5)
+    # t_min has a sigma_eff of 8e-3, and t_max one of 80: six parts in 10^5 of a square, and a part of 10^4 in all.
+    assert own[0] == pytest.approx(float(ours.mean()) / 2, abs=5e-4)
+    for found_row, values in ((own, ours), (row, theirs), (gap, ours - theirs)):
+        assert found_row[1] == pytest.approx(float(values.std()) / math.sqrt(60) / 2, rel=2e-3)
+        assert found_row[2:] == pytest.approx((-found_row[0] / math.log(2), found_row[1] / math.log(2)), rel=1e-9)
 
 
 def test_independent_gaussian():

@@ -10,7 +10,7 @@ from latentsb.errors import DataError
 from latentsb.laws import Ends, Gaussian
 from latentsb.process.coupling import Independent, MinibatchOT, Paired
 from latentsb.process.references import OU, VP, Brownian
-from latentsb.process.transport import assign, costs
+from latentsb.process.transport import assign, costs, draw, sinkhorn
 from latentsb.randomness import Draws
 from latentsb.tensors import Batch, Condition, Spec
 
@@ -72,6 +72,19 @@ def test_rows_of_a_class_meet_their_own_kind():
     within = rows_of(EXACT.prepare(given, ends, draws()).x1, given.x1)[labels == 1]
     alone = assign(costs(given.x0[labels == 1], given.x1[labels == 1]))
     assert torch.equal(within, torch.nonzero(labels == 1).flatten()[alone])
+    # Each row draws by a number of its own, whatever group it is in.
+    plan, u = sinkhorn(costs(given.x0[labels == 1], given.x1[labels == 1]), 1.0), draws().uniform("partner")
+    within = rows_of(ENTROPIC.prepare(given, ends, draws()).x1, given.x1)[labels == 1]
+    assert torch.equal(within, torch.nonzero(labels == 1).flatten()[draw(plan, u[labels == 1])])
+
+
+def test_rows_that_lack_the_condition_are_a_kind_of_their_own():
+    given = batch(labels=torch.zeros(64, dtype=torch.int64))
+    lacks = torch.arange(64) % 3 == 0
+    given = Batch(given.index, given.x0, given.x1, given.cond.drop("label", lacks))
+    chosen = rows_of(EXACT.prepare(given, Ends(SPEC, two_sided=True, cond={"label": LABEL}), draws()).x1, given.x1)
+    assert torch.equal(lacks[chosen], lacks)
+    assert not torch.equal(chosen, torch.arange(64))
 
 
 def test_conditions_that_no_rows_share_move_nothing():

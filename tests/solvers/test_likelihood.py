@@ -29,9 +29,9 @@ def points(n=ROWS):
     return MEAN + 1.5 * torch.randn(n, 3, generator=rng, dtype=torch.float64) @ ROOT.T
 
 
-def noise_bridge(oracles, reference):
+def noise_bridge(oracles, reference, t_min=1e-6):
     bridge = oracles.gaussian(reference, MEAN, COV, pinned=False)
-    bridge.t_min = 1e-6
+    bridge.t_min = t_min
     return bridge
 
 
@@ -60,17 +60,21 @@ def exact(bridge, x):
 
 def terminal_bias(bridge, x):
     """Exact difference of `ln p_1` where the trajectory of x ends: samples start from N(0, sigma²)."""
-    sigma = float(bridge.marginal(torch.tensor(bridge.t_max, dtype=torch.float64)).sigma_eff)
+    ends = torch.tensor([bridge.t_min, bridge.t_max], dtype=torch.float64)
+    low, sigma = (float(s) for s in bridge.marginal(ends).sigma_eff)
     eye = torch.eye(3, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(COV)
-    end = MEAN + ((x - MEAN) @ vectors) * ((values + sigma**2) / values).sqrt() @ vectors.T
+    end = MEAN + ((x - MEAN) @ vectors) * ((values + sigma**2) / (values + low**2)).sqrt() @ vectors.T
     wide = MultivariateNormal(MEAN, COV + sigma**2 * eye).log_prob(end)
     return MultivariateNormal(torch.zeros(3).double(), sigma**2 * eye).log_prob(end) - wide
 
 
-@pytest.mark.parametrize("reference", [VE(sigma_max=20.0), VP(beta_d=19.9)])
-def test_gaussian_from_noise(oracles, reference):
-    bridge, x = noise_bridge(oracles, reference), points()
+# At a late t_min the scale of the signal is no longer one, and the density is that of data with much noise.
+@pytest.mark.parametrize(
+    ("reference", "t_min"), [(VE(sigma_max=20.0), 1e-6), (VP(beta_d=19.9), 1e-6), (VP(beta_d=19.9), 0.1)]
+)
+def test_gaussian_from_noise(oracles, reference, t_min):
+    bridge, x = noise_bridge(oracles, reference, t_min), points()
     found = TIGHT.log_prob(bridge, x, Condition(), Draws.seeds(range(ROWS)))
     assert found.exact
     assert found.calls > 10
@@ -79,8 +83,10 @@ def test_gaussian_from_noise(oracles, reference):
     torch.testing.assert_close(found.nats, exact(bridge, x) + bias, rtol=0, atol=3e-5)
 
 
-def test_gaussian_by_the_flow_from_noise(oracles):
+@pytest.mark.parametrize("t_min", [1e-6, 0.1])
+def test_gaussian_by_the_flow_from_noise(oracles, t_min):
     bridge, x = flow_bridge(oracles), points()
+    bridge.t_min = t_min
     assert isinstance(bridge, DenoisingBridge)
     found = TIGHT.log_prob(bridge, x, Condition(), Draws.seeds(range(ROWS)))
     torch.testing.assert_close(found.nats, exact(bridge, x), rtol=0, atol=3e-5)
