@@ -117,11 +117,14 @@ class DenoisingBridge(Bridge):
     def marginal(self, t: Tensor) -> Marginal:
         """Law of X_t given the ends, at t of shape () or (B,)."""
 
+    @property
+    def pinned(self) -> bool:
+        """Whether the marginal is pinned to an x1, which must be given in both directions; else it is one-sided."""
+        return bool(self.marginal(torch.ones((), dtype=torch.float64)).a != 0)
+
     def _other_end(self, cond: Condition) -> Tensor | None:
         """`x1` where the marginal is pinned to it, None where it is one-sided."""
-        if bool(self.marginal(torch.ones((), dtype=torch.float64)).a == 0):
-            return None
-        return cond["x1"]
+        return cond["x1"] if self.pinned else None
 
     def drift(self, x: Tensor, t: Tensor, cond: Condition, towards: End = "x0") -> Tensor:
         """Drift at t in (0, 1) of the process given x1.

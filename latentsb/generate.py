@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentsb.bridge import Bridge, EncodingBridge, State, require
+from latentsb.bridge import BRIDGES, Bridge, DenoisingBridge, EncodingBridge, State, require
 from latentsb.data.source import Items, Source
 from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.experiment import Experiment
@@ -179,12 +179,15 @@ def interpolate(
 
     Raises:
         ArgumentError: if the number of images is odd, frames < 2, or the images have another shape than the data.
-        CapabilityError: if the bridge has no probability-flow ODE that leads to x1.
+        CapabilityError: if the bridge has neither codes nor a probability-flow ODE that leads to x1.
     """
     if len(images) % 2 or len(images) == 0:
         raise ArgumentError("images", f"found {len(images)}, expected pairs: an even number")
     if frames < 2:
         raise ArgumentError("frames", f"found {frames}, expected at least the 2 ends")
+    if not walkable(experiment.bridge):
+        word = BRIDGES.word_of(experiment.bridge)
+        raise CapabilityError(f"interpolate needs codes, or an x1 that the data lead to; '{word}' is given its x1")
     check_shape(experiment, images)
     cond = complete(cond or Condition(), experiment.bridge, len(images))
     travelling = walker(experiment.bridge, mode, solver or experiment.solver)
@@ -198,6 +201,11 @@ def interpolate(
     shown = torch.cat([found for found, _ in walks])
     along = "z" if isinstance(experiment.bridge, EncodingBridge) else "x1"
     return Interpolation(shown, images.cpu().reshape(-1, 2, *images.shape[1:]), walks[0][1], along)
+
+
+def walkable(bridge: Bridge) -> bool:
+    """Whether there is something to mix: codes, or ends that the ODE leads to from the data alone."""
+    return isinstance(bridge, EncodingBridge) or not (isinstance(bridge, DenoisingBridge) and bridge.pinned)
 
 
 def walk(

@@ -101,7 +101,7 @@ def sample(
         typer.echo(f"note: {note}")
     typer.echo(f"{made.fresh} new samples ({n} asked, {calls(made.protocol['calls'])}) in {made.path}")
     typer.echo(f"picture: {made.path / 'grid.png'}")
-    suggest(run, "reconstruct" if can_encode(experiment) else "interpolate", *measures(experiment), "report")
+    suggest(run, *views(experiment), *measures(experiment), "report")
 
 
 def reconstruct(
@@ -226,11 +226,14 @@ def load(path: Path, weights: Weights, device: str | None, attention: Backend) -
     return opened, experiment
 
 
-def can_encode(experiment: Experiment) -> bool:
-    """Whether `reconstruct` works on it."""
+def views(experiment: Experiment) -> tuple[str, ...]:
+    """What else shows what the bridge does: `reconstruct` or `interpolate`, whichever it is able to."""
     from latentsb.bridge import EncodingBridge
+    from latentsb.generate import walkable
 
-    return isinstance(experiment.bridge, EncodingBridge)
+    if isinstance(experiment.bridge, EncodingBridge):
+        return ("reconstruct",)
+    return ("interpolate",) if walkable(experiment.bridge) else ()
 
 
 def solver_of(run: Run, settings: list[str] | None) -> Any:

@@ -40,6 +40,15 @@ bridge: {{name: flow, {NETWORK}}}
 solver: {{name: heun, steps: 2}}
 {TRAIN}
 """,
+    "pairs": f"""
+data:
+  name: paired
+  x0: {{name: moons, n: 200}}
+  x1: {{name: moons, n: 200, std: 0.3}}
+bridge: {{name: ddbm, {NETWORK}}}
+solver: {{name: dpmpp, steps: 2}}
+{TRAIN}
+""",
     "points": f"""
 data: {{name: gaussian, n: 200}}
 bridge: {{name: flow, {NETWORK}}}
@@ -93,6 +102,22 @@ def test_sample_again_and_more(command, runs):
     assert "2 new samples (7 asked" in out
     followed = [line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("next:")]
     assert followed == ["latentsb reconstruct runs/coded"]
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("coded", "reconstruct"), ("classes", "interpolate"), ("points", "interpolate"), ("pairs", "evaluate")],
+)
+def test_what_is_suggested_works(command, name, first):
+    code, out, _ = command("sample", f"runs/{name}", "-n", "2")
+    assert code == 0
+    suggested = re.findall(rf"latentsb (\w+) runs/{name}$", out, flags=re.MULTILINE)
+    assert suggested[0] == first
+    for word in suggested:
+        assert command(word, f"runs/{name}")[0] == 0
+    assert command("interpolate", "runs/pairs")[2] == (
+        "interpolate needs codes, or an x1 that the data lead to; 'ddbm' is given its x1\n"
+    )
 
 
 def test_reconstruct_prints_a_row_for_the_autoencoder_and_a_floor(command, runs):
@@ -156,7 +181,7 @@ def test_evaluate_and_report(command, runs):
         (
             ["sample", "runs/none"],
             5,
-            r"runs/none is no run: it has no resolved.yaml. Runs there: classes, coded, points",
+            r"runs/none is no run: it has no resolved.yaml. Runs there: classes, coded, pairs, points",
         ),
         (["report", "runs/none"], 5, r"runs/none is no run"),
         (["reconstruct", "runs/coded", "none.png"], 3, r"none.png: there is no such file"),
