@@ -52,7 +52,8 @@ class Independent:
 class LogLikelihood(Metric):
     """Negative log-likelihood of held-out latents by the probability-flow ODE, beside a fitted Gaussian's.
 
-    The figure is in bits per dimension, smaller is better; the table has nats, and standard errors over samples.
+    The figure is in bits per dimension, smaller is better; the table has the mean of `ln p` of the latents in nats too,
+    and standard errors over samples.
     Bits of latents count in units of the latents and can be compared only within one autoencoder and normaliser.
     Pictures that are their own latents (`identity`) get uniform noise of one level's width, and bits count in levels:
     then the figure bounds from above what a lossless code of the pictures would need.

@@ -31,6 +31,8 @@ class Hybrid(StepSolver[None]):
     `steps` more with churn. It needs hundreds of calls; it is here to reproduce published figures.
 
     The last interval's ODE step asks the denoiser at `(1 − churn) t_min`, just below its smallest training time.
+    The published code also clamps every prediction of x0 to the range of pixels, [-1, 1]; latents have none, and here
+    nothing is clamped.
 
     Source: Zhou et al. 2024 (Denoising diffusion bridge models), Alg. 1; churn 0.33 is its default, and with
     `steps: 333` that of Kim et al. 2025 (Diffusion bridge autoencoders).
