@@ -8,14 +8,6 @@ from latentsb.tensors import Condition, Spec
 CONDS = {"x1": Spec((3,)), "z": Spec((5,)), "label": Spec((), torch.int64, 4)}
 
 
-def perturbed(network):
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=g, dtype=p.dtype))
-    return network
-
-
 def inputs(b=3):
     g = torch.Generator().manual_seed(1)
     cond = {
@@ -27,7 +19,7 @@ def inputs(b=3):
 
 
 @pytest.mark.parametrize(("shape", "out"), [((2,), None), ((1,), (4,)), ((2, 3, 5), None), ((6, 6), (3,))])
-def test_any_shape_gives_exactly_zero_at_first(shape, out):
+def test_any_shape_gives_exactly_zero_at_first(shape, out, perturbed):
     torch.manual_seed(0)
     network = NETWORKS["mlp"](Spec(shape), {"x1": Spec(shape)}, None if out is None else Spec(out))
     assert type(network) is MLP
@@ -40,7 +32,7 @@ def test_any_shape_gives_exactly_zero_at_first(shape, out):
 
 
 @pytest.mark.parametrize("name", list(CONDS))
-def test_a_present_condition_matters_and_an_absent_one_does_not(name):
+def test_a_present_condition_matters_and_an_absent_one_does_not(name, perturbed):
     torch.manual_seed(0)
     network = perturbed(MLP(Spec((3,)), CONDS, width=32, depth=2))
     x, t, cond = inputs()
@@ -51,7 +43,7 @@ def test_a_present_condition_matters_and_an_absent_one_does_not(name):
     assert (a - b)[[0, 2]].abs().amax(1).min() > 1e-4
 
 
-def test_rows_do_not_see_each_other_and_times_matter():
+def test_rows_do_not_see_each_other_and_times_matter(perturbed):
     torch.manual_seed(0)
     network = perturbed(MLP(Spec((3,)), CONDS, width=32, depth=2)).double()
     x, t, cond = inputs()
@@ -61,7 +53,7 @@ def test_rows_do_not_see_each_other_and_times_matter():
     assert (network(x, t + 0.3, cond) - out).abs().amax(1).min() > 1e-4
 
 
-def test_residual_layer_is_the_formula():
+def test_residual_layer_is_the_formula(perturbed):
     torch.manual_seed(0)
     layer = perturbed(ResidualLayer(6)).double()
     h, c = torch.randn(4, 6).double(), torch.randn(4, 6).double()
@@ -70,7 +62,7 @@ def test_residual_layer_is_the_formula():
     torch.testing.assert_close(layer(h, c), h + layer.layers[3](u * u.sigmoid()))
 
 
-def test_gradients_are_right():
+def test_gradients_are_right(perturbed):
     torch.manual_seed(0)
     network = perturbed(MLP(Spec((3,)), {}, width=8, depth=2)).double()
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)

@@ -4,46 +4,12 @@ import pytest
 import torch
 
 from latentsb.errors import ArgumentError
-from latentsb.networks.base import NETWORKS
 from latentsb.networks.unet import UNet
 from latentsb.tensors import Condition, Spec
 
 SMALL = {"width": 16, "multipliers": (1, 2), "blocks": 1, "attention": 4, "head_dim": 8}
 EMPTY = Condition()
 SPEC = Spec((4, 4, 6))
-CONDS = {
-    "label": Spec((), torch.int64, 5),
-    "z": Spec((7,)),
-    "attributes": Spec((3,)),
-    "x1": SPEC,
-    "mask": Spec((1, 4, 6), torch.bool),
-}
-
-
-def perturbed(network, seed=0):
-    """The network away from its zero start, as after training."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=g, dtype=p.dtype))
-    return network
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def conditions(b=3, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return Condition(
-        {
-            "label": torch.randint(5, (b,), generator=g),
-            "z": torch.randn(b, 7, generator=g),
-            "attributes": torch.randn(b, 3, generator=g),
-            "x1": torch.randn(b, 4, 4, 6, generator=g),
-            "mask": torch.rand(b, 1, 4, 6, generator=g) < 0.5,
-        }
-    )
 
 
 def build(spec=SPEC, cond=None, out=None, **changes):
@@ -51,30 +17,7 @@ def build(spec=SPEC, cond=None, out=None, **changes):
     return UNet(spec, cond, out, **{**SMALL, **changes})
 
 
-def test_is_registered_and_counts_its_calls():
-    network = NETWORKS["unet"](Spec((1, 4, 4)), {}, None, **SMALL)
-    assert type(network) is UNet
-    network(normal(1, 1, 4, 4), torch.tensor(0.5), EMPTY)
-    network(normal(1, 1, 4, 4), torch.tensor(0.5), EMPTY)
-    assert network.calls == 2
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4, 16, 32])
-@pytest.mark.parametrize("size", [(4, 4), (2, 6)])
-def test_any_channels_and_sizes_give_exactly_zero_at_first(channels, size):
-    spec = Spec((channels, *size))
-    network = build(spec, {"x1": spec}, Spec((channels + 1, *size)))
-    x = 3 * normal(1, channels, *size)
-    out = network(x, torch.tensor([0.3], dtype=torch.float64), Condition({"x1": x}))
-    assert out.shape == (1, channels + 1, *size)
-    assert out.dtype == x.dtype
-    assert not out.any()
-    out.sub(1).square().sum().backward()
-    assert network.conv_out.bias.grad.any()
-    assert perturbed(network)(x, torch.tensor(0.3), Condition({"x1": x})).any()
-
-
-def test_residual_branches_are_zero_at_first():
+def test_residual_branches_are_zero_at_first(normal):
     network = build(multipliers=(1, 1), blocks=2)
     seen = []
     for block in (*network.down_blocks, network.mid_block):
@@ -85,39 +28,10 @@ def test_residual_branches_are_zero_at_first():
     assert all(torch.equal(x, y) for x, y in seen)
 
 
-@pytest.mark.parametrize("name", list(CONDS))
-def test_a_present_condition_matters_and_an_absent_one_does_not(name):
-    network = perturbed(build(cond=CONDS))
-    assert network.uses == set(CONDS)
-    x, t, cond = normal(3, 4, 4, 6), torch.tensor([0.1, 0.5, 0.9]), conditions()
-    value = cond[name]
-    other = (value + 1) % 5 if name == "label" else ~value if name == "mask" else value + 1
-    changed = cond.with_(**{name: other})
-    rows = torch.tensor([False, True, False])
-    a, b = network(x, t, cond.drop(name, rows)), network(x, t, changed.drop(name, rows))
-    assert torch.equal(a[1], b[1])
-    assert (a - b)[[0, 2]].abs().amax((1, 2, 3)).min() > 1e-4
-    full = network(x, t, cond)
-    torch.testing.assert_close(full[[0, 2]], a[[0, 2]])
-    assert (full - a)[1].abs().max() > 1e-4
-
-
-def test_rows_do_not_see_each_other_and_times_matter():
-    network = perturbed(build(cond=CONDS))
-    x, t, cond = normal(3, 4, 4, 6), torch.tensor([0.1, 0.5, 0.9]), conditions()
-    out = network(x, t, cond)
-    order = torch.tensor([2, 0, 1])
-    torch.testing.assert_close(network(x[order], t[order], cond.select(order)), out[order])
-    torch.testing.assert_close(network(x[:1], t[:1], cond.select(slice(0, 1))), out[:1])
-    assert (network(x, t.flip(0), cond) - out)[0].abs().max() > 1e-4
-    same = network(x, torch.tensor(0.5, dtype=torch.float64), cond)
-    torch.testing.assert_close(same[1], out[1])
-
-
-def test_every_parameter_is_reached():
-    network = perturbed(build(cond=CONDS, blocks=2).double())
+def test_every_parameter_is_reached(perturbed, normal, conditions, specs):
+    network = perturbed(build(cond=specs, blocks=2).double())
     x, t, cond = normal(3, 4, 4, 6).double(), torch.tensor([0.1, 0.5, 0.9]), conditions()
-    for name in CONDS:
+    for name in specs:
         cond = cond.drop(name, torch.tensor([False, True, False]))
     network(x, t, cond).square().sum().backward()
     largest = {name: p.grad.abs().max().item() for name, p in network.named_parameters()}
@@ -128,7 +42,7 @@ def test_every_parameter_is_reached():
     assert min(value for name, value in largest.items() if name not in still) > 1e-6
 
 
-def test_every_level_sees_the_whole_map():
+def test_every_level_sees_the_whole_map(perturbed, normal):
     network = perturbed(build(Spec((1, 16, 16)), attention=2))  # levels of 16 and 8: attention in the middle only
     x = normal(1, 1, 16, 16).requires_grad_()
     network(x, torch.tensor(0.5), EMPTY)[0, 0, 0, 0].backward()
@@ -143,7 +57,7 @@ def test_attention_is_where_the_longer_side_allows_it(attention, layers):
     assert sum(hasattr(m, "to_q") for m in network.modules()) == layers
 
 
-def test_another_size_than_trained_works_where_the_levels_divide_it():
+def test_another_size_than_trained_works_where_the_levels_divide_it(perturbed, normal):
     network = perturbed(build())
     assert network(normal(1, 4, 8, 6), torch.tensor(0.5), EMPTY).shape == (1, 4, 8, 6)
     with pytest.raises(ValueError, match="2 levels divide the sides by 2; the state has 5x6"):
@@ -151,8 +65,8 @@ def test_another_size_than_trained_works_where_the_levels_divide_it():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_checkpointing_changes_no_gradient(dropout):
-    plain = perturbed(build(cond={"z": CONDS["z"]}, dropout=dropout)).train()
+def test_checkpointing_changes_no_gradient(dropout, perturbed, normal, specs):
+    plain = perturbed(build(cond={"z": specs["z"]}, dropout=dropout)).train()
     saving = copy.deepcopy(plain)
     saving.gradient_checkpointing_()
     x, cond = normal(2, 4, 4, 6), Condition({"z": normal(2, 7)})
@@ -174,21 +88,8 @@ def test_checkpointing_changes_no_gradient(dropout):
         assert torch.equal(p.grad, q.grad)
 
 
-def test_dropout_acts_in_training_only():
-    network = perturbed(build(dropout=0.5))
-    x, t = normal(1, 4, 4, 6), torch.tensor(0.5)
-    assert not torch.equal(network.train()(x, t, EMPTY), network(x, t, EMPTY))
-    assert torch.equal(network.eval()(x, t, EMPTY), network(x, t, EMPTY))
-
-
-def test_gradients_are_right():
-    network = perturbed(build(Spec((1, 2, 4)), width=8, attention=4).double())
-    x = normal(1, 1, 2, 4).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda y: network(y, torch.tensor(0.4), EMPTY), x)
-
-
-def test_bf16_autocast_is_near_and_trains():
-    network = perturbed(build(Spec((4, 8, 8)), {"z": CONDS["z"]}, attention=8))
+def test_bf16_autocast_is_near_and_trains(perturbed, normal, specs):
+    network = perturbed(build(Spec((4, 8, 8)), {"z": specs["z"]}, attention=8))
     x, t, cond = normal(4, 4, 8, 8), torch.rand(4), Condition({"z": normal(4, 7)})
     found = []
     for enabled in (False, True):
@@ -227,11 +128,11 @@ def test_wrong_shapes_are_told():
         build(cond={"y": Spec((2, 3, 3))})
 
 
-def test_without_attention_the_length_of_a_head_is_free():
+def test_without_attention_the_length_of_a_head_is_free(normal):
     assert build(head_dim=5, attention=0)(normal(1, 4, 4, 6), torch.tensor(0.5), EMPTY).shape == (1, 4, 4, 6)
 
 
-def test_a_bridge_begins_at_the_skip_of_its_preconditioning():
+def test_a_bridge_begins_at_the_skip_of_its_preconditioning(perturbed, normal):
     from latentsb.bridges.dbae import DBAE
     from latentsb.laws import Ends
     from latentsb.networks.decoder import DenseDecoder
@@ -257,7 +158,7 @@ def test_a_bridge_begins_at_the_skip_of_its_preconditioning():
 
 
 @pytest.mark.slow
-def test_compiled_blocks_change_nothing():
+def test_compiled_blocks_change_nothing(perturbed, normal):
     import torch._dynamo as dynamo
 
     dynamo.reset()

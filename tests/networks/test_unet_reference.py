@@ -15,18 +15,6 @@ CONDS = {"z": Spec((7,)), "x1": SPEC}
 SMALL = {"width": 16, "multipliers": (1, 2, 2), "blocks": 2, "attention": 6, "head_dim": 8}
 
 
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def perturbed(network, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=g, dtype=p.dtype))
-    return network
-
-
 def reference(network, channels=(16, 32, 32), dtype=torch.float64):
     """The same weights in diffusers' own model and its own attention; what it is given as a class is its embedding."""
     from diffusers.models import UNet2DModel
@@ -58,7 +46,7 @@ def reference(network, channels=(16, 32, 32), dtype=torch.float64):
     ("dtype", "backend", "tolerance"),
     [(torch.float64, "math", 1e-12), (torch.float64, "sdpa", 1e-12), (torch.float32, "auto", 1e-5)],
 )
-def test_it_is_the_model_of_diffusers(dtype, backend, tolerance):
+def test_it_is_the_model_of_diffusers(dtype, backend, tolerance, perturbed, normal):
     torch.manual_seed(0)
     network = perturbed(UNet(SPEC, CONDS, **SMALL).to(dtype))
     model = reference(network, dtype=dtype)
@@ -92,7 +80,7 @@ def test_size_and_cost_are_those_of_adm():
     assert counter.get_total_flops() == pytest.approx(30.8e9, rel=2e-3)
 
 
-def test_backends_are_set_for_one_network_and_agree(monkeypatch):
+def test_backends_are_set_for_one_network_and_agree(monkeypatch, perturbed, normal):
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
     before = _AttentionBackendRegistry.get_active_backend()
@@ -121,7 +109,7 @@ def test_backends_are_set_for_one_network_and_agree(monkeypatch):
     assert _AttentionBackendRegistry.get_active_backend() == before
 
 
-PATTERN = 0.5 * normal(4, 16, seed=9)
+PATTERN = 0.5 * torch.randn(4, 16, generator=torch.Generator().manual_seed(9))
 """B of the example below, four vectors of 16 numbers."""
 SPREAD, RATE = 0.7, 1e-2
 LEVELS = (0.5, 1.0)
