@@ -40,11 +40,11 @@ class Exact(DenoisingBridge):
 
     def __init__(self, reference: ScalarReference, spec: Spec, formula: Denoiser, pinned: bool) -> None:
         super().__init__()
-        self.ends, self.reference, self.pinned, self.t_min = Ends(spec), reference, pinned, 1e-9
+        self.ends, self.reference, self.has_x1, self.t_min = Ends(spec), reference, pinned, 1e-9
         self.network = Oracle(spec, formula)
 
     def marginal(self, t: Tensor) -> Marginal:
-        return self.reference.pinned(t) if self.pinned else self.reference.noised(t)
+        return self.reference.pinned(t) if self.has_x1 else self.reference.noised(t)
 
     def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         there = self.marginal(t)
@@ -55,7 +55,7 @@ class Exact(DenoisingBridge):
     def start(self, batch: Batch, draws: Draws, towards: End = "x0") -> State:
         if towards == "x1":
             return State(batch.data, 0 * ONE, batch.cond)
-        if self.pinned:
+        if self.has_x1:
             return State(batch.cond["x1"], ONE, batch.cond)
         zero = torch.zeros(len(batch), *self.ends.spec.shape, dtype=self.ends.spec.dtype)
         return State(self.marginal(ONE).sample(zero, None, draws.normal("x1", zero)), ONE, batch.cond)
