@@ -108,6 +108,17 @@ def test_cross_validation_takes_what_is_best_for_the_data():
     assert fit([stationary(2000, Fourier)], SHAPE, [1.0])["best"][0].name == Fourier.word
 
 
+def test_per_channel_knows_no_places():
+    # A fixed picture in faint noise: to one mean and one variance per channel the picture itself is all spread.
+    noise = torch.randn(200, *SHAPE, dtype=DOUBLE, generator=torch.Generator().manual_seed(3))
+    picture = torch.linspace(-1, 1, 72, dtype=DOUBLE).reshape(SHAPE) * torch.tensor([1.0, 3.0])[:, None, None]
+    laws = fit([picture + 0.01 * noise], SHAPE, [0.5])
+    variance = picture.flatten(1).var(1, correction=0) + 1e-4
+    expected = float((variance * 0.25 / (variance + 0.25)).mean())
+    assert laws[CHANNEL][0].error(0.5) == pytest.approx(expected, rel=1e-3)
+    assert laws[Cosine.word][0].error(0.5) == pytest.approx(1e-4, rel=0.1)
+
+
 @pytest.mark.parametrize("size", [1, 3, 6])
 def test_the_fit_does_not_depend_on_the_batches(size):
     x = stationary(30, Cosine)
