@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentsb.bridge import BRIDGES, EncodingBridge, End, State
 from latentsb.conditioning import drop_conditions
-from latentsb.denoising import denoised, require_times
+from latentsb.denoising import denoised, denoising_loss, require_times
 from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.laws import Ends, FittedGaussian
 from latentsb.networks.base import Decoder, Encoder, Network
@@ -21,7 +21,7 @@ from latentsb.process.times import TimeDistribution, Uniform, Unit, Weight
 from latentsb.randomness import Draws
 from latentsb.ranges import Count, Fraction
 from latentsb.registry import Build
-from latentsb.tensors import Batch, Condition, Spec, expand_as
+from latentsb.tensors import Batch, Condition, Spec
 from latentsb.trainable import Loss
 
 __all__ = ["DBAE", "soft_clamp"]
@@ -141,13 +141,7 @@ class DBAE(EncodingBridge):
         x0 = batch.data
         z = self.encode(x0, draws, batch.images)["z"]
         cond = self.endpoint(drop_conditions(batch.cond, self.dropout, draws).with_(z=z))
-        t = self.times.sample(self, draws)
-        marginal = self.marginal(t)
-        x = marginal.sample(x0, cond["x1"], draws.normal("noise", x0))
-        error = self.denoise(x, t, cond) - x0
-        scales = self.preconditioning.coefficients(marginal, t)
-        weight = self.weight.of(t, self, scales)
-        return Loss((expand_as(weight, x0) * error.square()).flatten(1).mean(1))
+        return denoising_loss(self, x0, cond["x1"], cond, draws)
 
     def start(self, batch: Batch, draws: Draws, towards: End = "x0") -> State:
         """x1 at t = 1, decoded from the condition z, else the mean code of the batch's data, else a code of the prior.

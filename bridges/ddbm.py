@@ -7,7 +7,7 @@ from torch import Tensor
 
 from latentsb.bridge import BRIDGES, DenoisingBridge, End, State
 from latentsb.conditioning import drop_conditions
-from latentsb.denoising import denoised, require_times
+from latentsb.denoising import denoised, denoising_loss, require_times
 from latentsb.errors import ArgumentError, DataError
 from latentsb.laws import Ends, Sampled
 from latentsb.networks.base import Network
@@ -20,7 +20,7 @@ from latentsb.process.times import TimeDistribution, Uniform, Unit, Weight
 from latentsb.randomness import Draws
 from latentsb.ranges import Fraction
 from latentsb.registry import Build
-from latentsb.tensors import Batch, Condition, expand_as
+from latentsb.tensors import Batch, Condition
 from latentsb.trainable import Loss
 
 __all__ = ["DDBM"]
@@ -92,12 +92,7 @@ class DDBM(DenoisingBridge):
         """`w(t) |D(x_t, t, x1) − x0|²`, mean over a sample, shape (B,)."""
         pair = self.coupling.pair(batch, self.ends, draws)
         cond = drop_conditions(pair.cond, self.dropout, draws).with_(x1=pair.x1)
-        t = self.times.sample(self, draws)
-        marginal = self.marginal(t)
-        x = marginal.sample(pair.x0, pair.x1, draws.normal("noise", pair.x0))
-        error = self.denoise(x, t, cond) - pair.x0
-        weight = self.weight.of(t, self, self.preconditioning.coefficients(marginal, t))
-        return Loss((expand_as(weight, error) * error.square()).flatten(1).mean(1))
+        return denoising_loss(self, pair.x0, pair.x1, cond, draws)
 
     def start(self, batch: Batch, draws: Draws, towards: End = "x0") -> State:
         """The batch's x1, or a draw of its law, at t = 1; towards x1 the data at t = 0 on its way to that x1.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from latentsb.bridge import BRIDGES, DenoisingBridge, End, State
 from latentsb.conditioning import drop_conditions
-from latentsb.denoising import denoised, require_times
+from latentsb.denoising import denoised, denoising_loss, require_times
 from latentsb.errors import ArgumentError
 from latentsb.laws import Ends
 from latentsb.networks.base import Network
@@ -19,7 +19,7 @@ from latentsb.process.times import LogNormalSigma, TimeDistribution, Unit, Weigh
 from latentsb.randomness import Draws
 from latentsb.ranges import Fraction
 from latentsb.registry import Build
-from latentsb.tensors import Batch, Condition, expand_as
+from latentsb.tensors import Batch, Condition
 from latentsb.trainable import Loss
 
 __all__ = ["Score"]
@@ -86,14 +86,7 @@ class Score(DenoisingBridge):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """`w(t) |D(x_t, t) − x0|²`, mean over a sample, shape (B,)."""
-        x0 = batch.data
-        t = self.times.sample(self, draws)
-        marginal = self.marginal(t)
-        x = marginal.sample(x0, None, draws.normal("noise", x0))
-        error = self.denoise(x, t, drop_conditions(batch.cond, self.dropout, draws)) - x0
-        scales = self.preconditioning.coefficients(marginal, t)
-        weight = self.weight.of(t, self, scales)
-        return Loss((expand_as(weight, x0) * error.square()).flatten(1).mean(1))
+        return denoising_loss(self, batch.data, None, drop_conditions(batch.cond, self.dropout, draws), draws)
 
     def start(self, batch: Batch, draws: Draws, towards: End = "x0") -> State:
         """Noise `N(0, α_1² ρ²_1)` at t = 1; towards x1 the data at t = 0."""

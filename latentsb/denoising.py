@@ -1,17 +1,36 @@
-"""What preconditioned denoisers share: the call of the network, and a check of their training times."""
+"""What preconditioned denoisers share: the call of the network, their loss, and a check of their training times."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.networks.base import Network
-from latentsb.process.preconditioning import Coefficients
-from latentsb.process.times import Timed, TimeDistribution
-from latentsb.tensors import Condition
+from latentsb.process.marginal import Marginal
+from latentsb.process.preconditioning import Coefficients, Preconditioning
+from latentsb.process.times import Timed, TimeDistribution, Weight
+from latentsb.randomness import Draws
+from latentsb.tensors import Condition, expand_as
+from latentsb.trainable import Loss
 
-__all__ = ["denoised", "require_times"]
+__all__ = ["Preconditioned", "denoised", "denoising_loss", "require_times"]
+
+
+class Preconditioned(Timed, Protocol):
+    """A bridge whose denoiser is a preconditioned network."""
+
+    preconditioning: Preconditioning
+    times: TimeDistribution
+    weight: Weight
+
+    def marginal(self, t: Tensor) -> Marginal:
+        """Law of x_t given the ends."""
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """`E[x0 | x_t = x, cond]`."""
 
 
 def denoised(network: Network, scales: Coefficients, x: Tensor, x1: Tensor | None, cond: Condition) -> Tensor:
@@ -29,6 +48,23 @@ def denoised(network: Network, scales: Coefficients, x: Tensor, x1: Tensor | Non
     """
     output = network(scales.enter(x, x1), scales.noise.to(device=x.device, dtype=x.dtype), cond)
     return scales.leave(x, x1, output)
+
+
+def denoising_loss(bridge: Preconditioned, x0: Tensor, x1: Tensor | None, cond: Condition, draws: Draws) -> Loss:
+    """`w(t) |D(x_t, t) − x0|²`, mean over a sample, shape (B,); a time and a noise of its own for each row.
+
+    Args:
+        bridge: with its law of times, its weight and its denoiser.
+        x0: data, shape (B, …).
+        x1: other end of a pinned marginal, or None.
+        cond: what the denoiser is given, x1 included where it is.
+        draws: of the rows.
+    """
+    t = bridge.times.sample(bridge, draws)
+    marginal = bridge.marginal(t)
+    error = bridge.denoise(marginal.sample(x0, x1, draws.normal("noise", x0)), t, cond) - x0
+    weight = bridge.weight.of(t, bridge, bridge.preconditioning.coefficients(marginal, t))
+    return Loss((expand_as(weight, error) * error.square()).flatten(1).mean(1))
 
 
 def require_times(times: TimeDistribution, bridge: Timed) -> None:
