@@ -192,6 +192,7 @@ def test_gaussians_are_fitted_to_training_data_alone(parts):
     found = Denoising(images=400, levels=3).measure(
         parts.Stand(x, held, bridge=parts.Denoiser(Spec((3,)), lambda y, sigma, cond: y))
     )
+    assert found.protocol["gaussians_fitted_on"] == 500
     sigmas = found.protocol["levels_used"]
     moments = Moments.of(Whole((3,)).forward(held.double()))
     for k, laws in enumerate(zip(fit([x], (3,), sigmas)[WHOLE], fit([held], (3,), sigmas)[WHOLE], strict=True)):

@@ -86,6 +86,8 @@ def test_partners_stay_partners_and_unrelated_ends_are_split_each():
     shown = train.read(np.arange(30)).x1[:, 0].tolist()
     stream = Stream(train, seed=1, batch=50)
     assert set(shown) | set(stream.batch(0).x1[:, 0].tolist()) == set(train.others)
+    fewer, _ = split(Unpaired(x0=numbered(60), x1=numbered(40)), 10, seed=1)
+    assert fewer.read(np.arange(50)).x1[:, 0].tolist() == [*fewer.others, *fewer.others[:20]]
 
 
 def test_the_loss_is_that_of_the_held_out_data(tmp_path, train):
