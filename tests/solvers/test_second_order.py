@@ -86,6 +86,22 @@ def test_unipc_of_order_two_predicts_as_posterior2(oracles):
     torch.testing.assert_close(first, two(Posterior2(steps=2)), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_one_stochastic_step_is_the_published_one(oracles, eta):
+    """`w = eta α_t ρ_t √(1 − ρ_t²/ρ_s²)` (Zheng et al. 2024, DBIM), which keeps the marginals whatever it is."""
+    vp, mean = VP(), torch.tensor([0.25], dtype=torch.float64)
+    bridge = oracles.gaussian(vp, mean, torch.tensor([[0.01]], dtype=torch.float64), pinned=True)
+    s, t = (torch.tensor(v, dtype=torch.float64) for v in (0.7, 0.4))
+    x1 = torch.full((3, 1), -0.1, dtype=torch.float64)
+    state, draws = State(torch.tensor([[0.5], [0.1], [-1.0]]).double(), s, Condition({"x1": x1})), Draws.seeds(range(3))
+    found = Posterior(eta=eta).step(bridge, state, t, draws, "x0", None)[0].x
+    here, there, x0 = vp.pinned(s), vp.pinned(t), bridge.denoise(state.x, s, state.cond)
+    w = eta * vp.alpha(t) * (vp.rho2(t) * (1 - vp.rho2(t) / vp.rho2(s))).sqrt()
+    left = (state.x - here.a * x1 - here.b * x0) * ((there.c - w**2) / here.c).sqrt()
+    expected = there.a * x1 + there.b * x0 + left + w * draws.normal("noise", x0)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("make", [DPMpp, Posterior2])
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_stochastic_second_order_keeps_the_law(oracles, make, eta):
