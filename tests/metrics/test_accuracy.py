@@ -33,6 +33,12 @@ def test_the_distance_of_gaussians_is_that_of_their_moments():
     assert frechet_distance(a, b) == pytest.approx(3 * 4 + 1 + 0 + 4)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(torch.zeros(5, 3), a) == pytest.approx(14)  # a singular covariance
+    # Covariances that do not commute: tr (C_a C_b)^{1/2} is the sum of the roots of the product's eigenvalues.
+    a, b = a @ torch.randn(3, 3, generator=g, dtype=torch.float64), b + 0.3 * b.flip(1) * b[:, :1]
+    one, other = torch.cov(a.T), torch.cov(b.T)
+    cross = torch.linalg.eigvals(one @ other).real.sqrt().sum()
+    expected = (a.mean(0) - b.mean(0)).square().sum() + one.trace() + other.trace() - 2 * cross
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_spread_and_confusion():
