@@ -84,6 +84,7 @@ def test_retrieval_by_hand():
     codes = torch.tensor([[1.0, 0.0], [2.0, 0.1], [-3.0, -0.1], [0.0, 1.0], [0.0, -1.0]])
     labels = torch.tensor([7, 7, 7, 5, 9])
     found = retrieve(codes - codes.mean(0), labels)
+    assert retrieve(codes + torch.tensor([5.0, -2.0]), labels) == pytest.approx(found)  # centred
     assert found["queries"] == 3
     # a finds b and then d, e, c (the order of d and e does not matter): precision (1 + 2/4)/2; b alike. For c all are
     # far: d and e come first, a and b last: (1/3 + 2/4)/2.

@@ -53,6 +53,12 @@ def test_a_split_is_a_partition(asked, held):
     assert found.x0[:, 0].tolist() == found.cond["label"].tolist() == kept.rows.tolist()
 
 
+def test_held_out_samples_are_never_mirrored():
+    source = numbered(10)
+    source.variants = 2
+    assert [part.variants for part in split(source, 3, seed=0)] == [2, 1]
+
+
 def test_a_split_belongs_to_the_seed():
     rows = [split(numbered(100), 20, seed)[1].rows.tolist() for seed in (4, 4, 5)]
     assert rows[0] == rows[1] != rows[2]
