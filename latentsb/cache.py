@@ -31,6 +31,8 @@ __all__ = ["LatentCache", "Normalised"]
 
 log = logging.getLogger(__name__)
 
+LARGEST_BATCH, PIXELS_AT_ONCE = 64, 16 * 3 * 256**2
+"""Images, and numbers in them, that are encoded at once."""
 LARGE = 4_000_000_000
 """Bytes of a cache beyond which a line says that its checksums are being compared."""
 CHECKSUM = re.compile("[0-9a-f]{64}")
@@ -145,7 +147,7 @@ class LatentCache(Source):
         progress: Progress | None = None,
         *,
         sample: bool = False,
-        batch: int = 64,
+        batch: int | None = None,
         verify: bool = True,
     ) -> Source:
         """The latents of a source: from the cache at `path`, which is built where there is none.
@@ -160,7 +162,7 @@ class LatentCache(Source):
             progress: called with images encoded and images in all, first with none and then after each batch; what it
                 raises ends the encoding, of which nothing is kept.
             sample: keep the posterior's standard deviation and draw samples.
-            batch: images encoded at once.
+            batch: images encoded at once; None for as many as make up 16 of 256×256, and at most 64.
             verify: compare the checksums of a cache that is there; one that was just built is not read again.
 
         Raises:
@@ -169,6 +171,7 @@ class LatentCache(Source):
         """
         if len(source) == 0:
             return source
+        batch = batch or max(1, min(LARGEST_BATCH, PIXELS_AT_ONCE // source.spec.numel))
         if autoencoder.is_identity:
             if not bool(autoencoder.fitted):
                 autoencoder.fit_normaliser(images for _, images, _ in reads(source, 0, batch))

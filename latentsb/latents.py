@@ -1,4 +1,8 @@
-"""The latents of a run's training data and of its held-out data: each encoded once, kept beside the run."""
+"""The latents of a run's training data and of its held-out data: each encoded once.
+
+Those of a pretrained autoencoder lie beside the runs, in `latents/KEY`, where the key tells data and weights apart:
+every run that needs the same ones reads them. Where the run trains its autoencoder they lie in its own folder.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from latentsb.run import LATENTS
 
 __all__ = ["held_latents_of", "latents_of"]
 
+SHARED = "latents"
+"""Beside the runs; what lies there can be removed, and is encoded again when a run needs it."""
 QUIET_SECONDS = 30.0
 """Between two lines where there is no terminal."""
 
@@ -30,7 +36,8 @@ def latents_of(folder: Path, experiment: Experiment, signals: Signals | None = N
     Raises:
         Stopped: in every process, if it did; nothing that was encoded is kept.
     """
-    return _open_or_build(folder / LATENTS[0], experiment, experiment.source, Watched("encoding", signals))
+    path = _place(folder, LATENTS[0], experiment, experiment.source)
+    return _open_or_build(path, experiment, experiment.source, Watched("encoding", signals))
 
 
 def held_latents_of(folder: Path, experiment: Experiment, signals: Signals | None = None) -> Source | None:
@@ -48,7 +55,8 @@ def held_latents_of(folder: Path, experiment: Experiment, signals: Signals | Non
         return None
     if not bool(experiment.autoencoder.fitted):
         latents_of(folder, experiment, signals)
-    return _open_or_build(folder / LATENTS[1], experiment, experiment.held, Watched("encoding held-out", signals))
+    path = _place(folder, LATENTS[1], experiment, experiment.held)
+    return _open_or_build(path, experiment, experiment.held, Watched("encoding held-out", signals))
 
 
 class Watched:
@@ -93,6 +101,14 @@ class Watched:
         """Leave the terminal."""
         if self.display is not None:
             self.display.progress.stop()
+
+
+def _place(folder: Path, name: str, experiment: Experiment, source: Source) -> Path:
+    own = folder / name
+    trained_here = any(stage.train.startswith("autoencoder") for stage in experiment.recipe.stages)
+    if own.exists() or trained_here or experiment.autoencoder.is_identity or len(source) == 0:
+        return own
+    return folder.parent / SHARED / LatentCache.key(source, experiment.autoencoder)
 
 
 def _open_or_build(path: Path, experiment: Experiment, source: Source, watched: Watched) -> Source:

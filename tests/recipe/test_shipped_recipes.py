@@ -109,6 +109,9 @@ def test_it_trains_resumes_samples_and_reconstructs(name, place, tmp_path, monke
     logged = [r["held_out_loss"] for r in whole.records() if "held_out_loss" in r]
     assert len(logged) == 1
     assert 0 < logged[0] < 100
+    shared = [path for path in tmp_path.glob("latents/*") if path.is_dir()]
+    assert len(shared) == (0 if latent == (3, side, side) else 2)  # training and held-out, once for both runs
+    assert not (whole.path / "latents").exists()
     run = Run.open(whole.path)
     experiment = run.experiment(device="cpu")
     assert (len(experiment.source), len(experiment.held)) == (n, held)
