@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from latentsb.allocator import keep_freed_memory
 from latentsb.errors import Error
 
 __all__ = ["app", "main"]
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: without the program's name; those of the process if None.
     """
     given = None if arguments is None else list(arguments)
+    keep_freed_memory()
     try:
         code = app()(args=given, prog_name="latentsb", standalone_mode=False)
     except Error as error:
