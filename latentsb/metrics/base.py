@@ -79,10 +79,12 @@ class Data:
         return Items(torch.cat([p.x0 for p in parts]), x1, cond)
 
     def batches(self, rows: np.ndarray, *, latents: bool = False, batch: int = 256) -> Iterator[Tensor]:
-        """The x0 of these rows, a batch at a time."""
+        """The x0 of these rows, a batch at a time; each followed by its mirror image where training sees both."""
         source = self.latents if latents else self.source
         for first in range(0, len(rows), batch):
-            yield source.read(rows[first : first + batch]).x0
+            cut = rows[first : first + batch]
+            seen = [source.read(cut, np.full(len(cut), variant)).x0 for variant in range(source.variants)]
+            yield torch.stack(seen, dim=1).flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class Denoising(Metric):
             raise CapabilityError(f"this bridge has none of the noise levels from {self.lowest} to {self.highest}")
         fitted = subject.train.rows(self.fitted_on, self.seed, "fitted Gaussians")
         latents = subject.train.batches(fitted, latents=True, batch=self.batch)
-        gaussians = fit(latents, bridge.ends.spec.shape, list(times))
+        gaussians = fit(latents, bridge.ends.spec.shape, list(times), together=subject.train.latents.variants)
         errors = self._errors(subject, bridge, times, gaussians)
         return self._told(subject, bridge, times, gaussians, errors, len(fitted))
 
@@ -174,6 +174,7 @@ class Denoising(Metric):
             "autoencoder": subject.autoencoder.fingerprint(),
             "denoiser_sees": f"{sees}{'; conditions: ' + ', '.join(conditions) if conditions else ''}",
             "gaussians_fitted_on": fitted,
+            "mirror images": subject.train.latents.variants == 2,
             "shrinkage": f"chosen by {FOLDS}-fold cross-validation on the training latents",
             "levels_used": list(times),
         }

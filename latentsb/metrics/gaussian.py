@@ -224,7 +224,9 @@ class Gaussian:
         return float(((1 - gain).square() * r + sigma**2 * gain.square()).mean())
 
 
-def fit(batches: Iterable[Tensor], shape: Sequence[int], sigmas: Sequence[float]) -> dict[str, list[Gaussian]]:
+def fit(
+    batches: Iterable[Tensor], shape: Sequence[int], sigmas: Sequence[float], *, together: int = 1
+) -> dict[str, list[Gaussian]]:
     """Fit Gaussians of several strengths to data; cross-validation chooses how much each is shrunk.
 
     The strengths are the variance `per channel`; the covariance of the channels at each spatial frequency, by `cosine`
@@ -235,6 +237,8 @@ def fit(batches: Iterable[Tensor], shape: Sequence[int], sigmas: Sequence[float]
         batches: of samples (B, *shape), four samples at least.
         shape: of one sample, channels first.
         sigmas: noise levels.
+        together: how many samples in a row belong to one, such as an image and its mirror image; cross-validation
+            never parts them.
 
     Returns:
         By strength one Gaussian per noise level.
@@ -251,10 +255,11 @@ def fit(batches: Iterable[Tensor], shape: Sequence[int], sigmas: Sequence[float]
     seen = 0
     for batch in batches:
         x = batch.double().cpu()
+        places = torch.arange(seen, seen + len(x)) // together % FOLDS  # among all samples, whatever the batches
         for k, basis in enumerate(bases):
             coordinates = basis.forward(x)
             for fold in range(FOLDS):
-                part = coordinates[(fold - seen) % FOLDS :: FOLDS]  # by the place among all samples
+                part = coordinates[places == fold]
                 if len(part):
                     known = folds[k][fold]
                     folds[k][fold] = Moments.of(part) if known is None else known + Moments.of(part)

@@ -32,7 +32,7 @@ class Components:
 
     @classmethod
     def fit(cls, data: Data, dim: int, limit: int, seed: int) -> Components:
-        """Fit to samples of the data, about their mean, by randomised iteration.
+        """Fit to samples of the data, and their mirror images where training sees them, by randomised iteration.
 
         Source: Halko, Martinsson and Tropp 2011, Finding structure with randomness.
 
@@ -45,7 +45,8 @@ class Components:
         from sklearn.decomposition import PCA
 
         pixels = data.source.spec.numel
-        rows = data.rows(max(2, min(limit, NUMBERS // pixels)), seed, "fitted components")
+        limit = min(limit, NUMBERS // (pixels * data.source.variants))
+        rows = data.rows(max(2, limit), seed, "fitted components")
         x = np.concatenate([batch.flatten(1).float().numpy() for batch in data.batches(rows)])
         dim = min(dim, *x.shape)
         small = min(x.shape) <= 4 * dim
