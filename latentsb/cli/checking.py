@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from latentsb.cli.console import console, count, size, table
 from latentsb.data.record import left_out
 from latentsb.data.source import Source
+from latentsb.data.stream import Stream
 from latentsb.errors import DataError
 from latentsb.experiment import Experiment, build
 from latentsb.randomness import Draws
@@ -24,57 +26,89 @@ __all__ = ["activations", "report"]
 ROWS = 2  # enough for losses that compare rows
 # Parameters, and numbers in what a loss is given, up to which one trial loss on the CPU is a matter of seconds.
 LARGEST, WIDEST = 300_000_000, 50_000
+DATA, HELD, WEIGHTS = "the data", "the held-out data", "the autoencoder's weights"
+UNKNOWN = "not known before the data can be used"
 
 
 def report(recipe: Recipe) -> None:
     """Print what the recipe means: parts, shapes, parameters, bytes, memory, steps.
 
     Raises:
-        DataError: if data or weights are missing, after everything that can be told without them.
+        DataError: if data or weights are missing or cannot be used, after everything that can be told without them.
     """
     out = console()
-    try:
-        experiment = build(recipe, weights=False)
-    except DataError as error:
+    faults: dict[str, str] = {}
+    source = _tried(faults, DATA, recipe.data.build)
+    other = recipe.held_out
+    held = _tried(faults, HELD, other.build) if isinstance(other, Part) else None
+    if not faults:
+        experiment = _tried(faults, WEIGHTS, lambda: build(recipe, weights=False, source=source, held=held))
+    if faults:
         out.print(_parts(recipe), markup=False)
-        error.add_note("Shapes, sizes and steps are not known without the data; all keys of the recipe are right.")
-        raise
-    missing = _missing(experiment)
-    samples = None if any(missing[:2]) else len(experiment.source)
+        if source is not None:
+            samples = _tried(faults, DATA, lambda: _usable(source))
+            out.print(_data(source, samples), markup=False)
+        refused = _refused(recipe, faults)
+        refused.add_note("Parameters, memory and steps are known once this is mended.")
+        raise refused
+    samples = _tried(faults, DATA, lambda: _usable(experiment.source))
+    if held is not None:
+        _tried(faults, HELD, lambda: _usable(experiment.held))
+    elif DATA not in faults and experiment.held is not None:
+        _tried(faults, DATA, lambda: _usable(experiment.held))
+    if recipe.autoencoder.from_run is None:  # else weights of another run take their place
+        _tried(faults, WEIGHTS, experiment.autoencoder.load)
+    if DATA not in faults:
+        _tried(faults, DATA, lambda: _streams(experiment))
     out.print(_parts(recipe), markup=False)
     out.print(_shapes(experiment, samples), markup=False)
     if samples is not None and (told := left_out(experiment.source)):
         out.print(told, markup=False)
     out.print(_modules(experiment), markup=False)
     out.print(_stages(experiment, samples), markup=False)
-    if told := "\n".join(filter(None, missing)):
-        absent = DataError(told)
-        absent.add_note(f"{recipe.name}: all keys of the recipe are right; this is missing.")
-        raise absent
+    if faults:
+        raise _refused(recipe, faults)
     out.print(f"{recipe.name}: no problems", markup=False)
 
 
-def _missing(experiment: Experiment) -> tuple[str, str, str]:
-    """Why the data, the held-out data and the pretrained weights cannot be used; empty where they can."""
+def _tried(faults: dict[str, str], what: str, act: Callable[[], Any]) -> Any:
+    """What an action returns, or None where data are refused; the reason is then kept."""
+    try:
+        return act()
+    except DataError as error:
+        faults[what] = f"held_out: {error}" if what == HELD and "held_out" not in str(error) else str(error)
+        return None
 
-    def why(act: Callable[[], object]) -> str:
-        try:
-            act()
-        except DataError as error:
-            return str(error)
-        return ""
 
-    def used(source: Source) -> None:
-        source.require()
-        len(source)
+def _refused(recipe: Recipe, faults: dict[str, str]) -> DataError:
+    what = " and ".join(faults)
+    return DataError("\n".join([f"{recipe.name}: all keys are right, but {what} cannot be used:", *faults.values()]))
 
-    held, autoencoder = experiment.held, experiment.autoencoder
-    data = why(lambda: used(experiment.source))
-    kept = why(lambda: used(held)) if isinstance(experiment.recipe.held_out, Part) and held is not None else ""
-    kept = f"held_out: {kept.replace('data.path', 'held_out.path')}" if kept else ""
-    # Weights of another run take their place.
-    borrowed = experiment.recipe.autoencoder.from_run is not None
-    return data, kept, "" if borrowed else why(autoencoder.load)
+
+def _usable(source: Source) -> int:
+    """The number of samples, after what training reads first: names, labels and attributes of all, two samples.
+
+    Raises:
+        DataError: if training would refuse the data; says why.
+    """
+    source.require()
+    n = len(source)
+    if n:
+        source.read(np.unique([0, n - 1]))
+    if source.two_sided and source.partners:
+        source.draw_x1(np.unique([0, source.partners - 1]), None, Draws.seeds([0, 1][: min(2, source.partners)]))
+    return n
+
+
+def _streams(experiment: Experiment) -> None:
+    """See that there is a batch for every stage, with partners where it needs them.
+
+    Raises:
+        DataError: if there is none.
+    """
+    for stage in experiment.recipe.stages:
+        trainable, _ = experiment.trainable(stage.train)
+        Stream(experiment.source, 0, stage.settings.batch, aligned=bool(getattr(trainable, "aligned", False)))
 
 
 def _parts(recipe: Recipe) -> Any:
@@ -92,22 +126,29 @@ def _word(part: Part) -> str:
     return part.name if origin is None else f"{part.name}, weights of '{origin.part}' in {origin.run}"
 
 
-def _shapes(experiment: Experiment, samples: int | None) -> Any:
-    source, latent = experiment.source, experiment.autoencoder.latent
-    stored = source.variants * latent.numel * experiment.autoencoder.latent_dtype.itemsize
+def _data(source: Source, samples: int | None) -> Any:
+    """What the data are, as far as they say so themselves."""
     mirrored = ", and their mirror images" if source.variants == 2 else ""
     shown = table("", "data", "")
-    shown.add_row("samples", "not known without the data" if samples is None else f"{samples:,}{mirrored}")
-    if experiment.held is not None:
-        shown.add_row("samples held out", _held_out(experiment, samples))
+    shown.add_row("samples", UNKNOWN if samples is None else f"{samples:,}{mirrored}")
     shown.add_row("one sample", _shape(source.spec))
     for name, spec in source.cond.items():
         shown.add_row(f"condition '{name}'", _shape(spec))
+    return shown
+
+
+def _shapes(experiment: Experiment, samples: int | None) -> Any:
+    source, latent = experiment.source, experiment.autoencoder.latent
+    stored = source.variants * latent.numel * experiment.autoencoder.latent_dtype.itemsize
+    shown = _data(source, samples)
+    if experiment.held is not None:
+        shown.add_row("samples held out", _held_out(experiment, samples))
     fewer = source.spec.numel / latent.numel
     shown.add_row("one latent", _shape(latent) + (f" ({fewer:.3g} times fewer numbers)" if fewer != 1 else ""))
     if samples is not None:
         shown.add_row("latents of all samples", size(samples * stored))
     if not experiment.autoencoder.is_identity:
+        mirrored = ", and their mirror images" if source.variants == 2 else ""
         shown.add_row(f"latents of 1,000 samples{mirrored}", size(1000 * stored))
     return shown
 
@@ -117,7 +158,7 @@ def _held_out(experiment: Experiment, samples: int | None) -> str:
     if samples is not None and experiment.held is not None:
         return f"{len(experiment.held):,}"
     if isinstance(asked, Part) or asked is None:
-        return "not known without the data"
+        return UNKNOWN
     return f"{asked:,}" if asked >= 1 else f"{asked:.3g} of them"
 
 

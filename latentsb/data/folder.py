@@ -79,7 +79,7 @@ class Folder(Images):
         if not self.root.is_dir():
             raise DataError(
                 f"{self.root}: there is no such folder (looked for {self.root.absolute()}); put the images there, or "
-                "say where they are: data.path=…"
+                f"say where they are: {self.recipe_key}.path=…"
             )
 
     def _own_classes(self) -> tuple[str, ...]:

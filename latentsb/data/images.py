@@ -119,7 +119,10 @@ class Images(Source):
             return self._declared
         found = self.table.classes(self.labels) if self.table and isinstance(self.labels, str) else self._own_classes()
         if self._declared is not None and len(found) > self._declared:
-            raise DataError(f"{self.where}: has {len(found)} classes, `classes: {self._declared}` promises fewer")
+            raise DataError(
+                f"{self.where}: has {len(found)} classes, `classes: {self._declared}` promises fewer; "
+                f"write classes: {len(found)}, or correct the labels"
+            )
         return found
 
     @abstractmethod

@@ -36,11 +36,8 @@ class TwoSided(Source):
 
     def require(self) -> None:
         """Raise if files of either end are missing."""
-        for end, source in (("x0", self.near), ("x1", self.far)):
-            try:
-                source.require()
-            except DataError as error:  # which speaks of the whole data's keys
-                raise DataError(f"{end}: {error}".replace("data.path", f"data.{end}.path")) from error
+        self.near.require()
+        self.far.require()
 
     @property
     def partners(self) -> int:

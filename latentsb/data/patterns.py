@@ -30,7 +30,7 @@ def expand(patterns: Sequence[Path], key: str) -> tuple[Path, ...]:
 
     Args:
         patterns: see `matches`.
-        key: of the recipe, which a message names.
+        key: dotted path in the recipe, which messages name.
 
     Raises:
         DataError: if a pattern names no file, a number of a range has none, or a file is named twice.
@@ -42,7 +42,7 @@ def expand(patterns: Sequence[Path], key: str) -> tuple[Path, ...]:
                 what = "no file matches" if glob.has_magic(name) else "there is no file"
                 raise DataError(
                     f"{key}: {what} '{name}' (looked in {Path(name).absolute().parent}); put it there, or say where "
-                    f"it is: data.{key}=…"
+                    f"it is: {key}=…"
                 )
             files += found
     twice = next((path for path in files if files.count(path) > 1), None) if len(set(files)) < len(files) else None

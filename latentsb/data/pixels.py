@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = ["ENDINGS", "FORMATS", "Fit", "PixelRule", "UnreadableError"]
 
@@ -81,6 +81,8 @@ class PixelRule:
             return self._fitted(upright)
         except UnreadableError:
             raise
+        except UnidentifiedImageError as error:  # whose message shows an object in memory, or repeats the path
+            raise UnreadableError("is no image of a known format") from error
         except Exception as error:  # hostile files raise nearly everything
             raise UnreadableError(f"{type(error).__name__}: {error}") from error
 

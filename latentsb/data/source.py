@@ -49,6 +49,7 @@ class Source(ABC):
         x0: the law of the samples where it is known: an exact toy, or a density of which there are no samples at all;
             the length is then 0 and batches bring rows only.
         x1: the law of the other end where it is known.
+        recipe_key: where the source stands in its recipe, for messages at first use.
     """
 
     spec: Spec
@@ -58,6 +59,7 @@ class Source(ABC):
     paired: bool = False
     x0: Law | None = None
     x1: Law | None = None
+    recipe_key: str = "data"
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -248,11 +248,13 @@ def _partners(archive: Archive, images: set[str], labels: dict[str, int]) -> Non
         (images - labels.keys() if labels else set(), "an image but no label"),
     ):
         if single:
-            raise DataError(f"{archive.path}: {len(single):,} keys have {told}, such as '{min(single)}'")
+            number = "1 key has" if len(single) == 1 else f"{len(single):,} keys have"
+            raise DataError(f"{archive.path}: {number} {told}, such as '{min(single)}'")
 
 
 def _label(path: Path, key: str, data: bytes) -> int:
     text = data.strip()
     if not text.isdigit() or len(text) > 9:
-        raise DataError(f"{path}: '{key}{LABEL}' holds {data[:20]!r}, expected the number of a class")
+        told = data[:20].decode(errors="replace")
+        raise DataError(f"{path}: '{key}{LABEL}' holds {told!r}, expected the number of a class")
     return int(text)

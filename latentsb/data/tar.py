@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from latentsb.data.archive import LABEL
 from latentsb.data.decoded import Decoded, decoded, numbers
 from latentsb.data.images import Images, Told, pixel_rule, with_progress
 from latentsb.data.patterns import expand
@@ -102,12 +103,12 @@ class Tar(Images):
 
     def require(self) -> None:
         """Raise if a shard is missing."""
-        expand(self.paths, "paths")
+        expand(self.paths, f"{self.recipe_key}.paths")
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
         """The shards in their order, read and indexed at first use."""
-        files = expand(self.paths, "paths")
+        files = expand(self.paths, f"{self.recipe_key}.paths")
         shards = with_progress(f"reading {len(files)} shards", lambda told: _opened(files, told))
         seen: dict[str, Path] = {}
         for shard in shards:
@@ -159,21 +160,28 @@ class Tar(Images):
         return dict(self.checked.bad)
 
     def _own_classes(self) -> tuple[str, ...]:
-        return tuple(map(str, range(1 + max(int(self._classes_of(shard).max()) for shard in self.shards))))
+        return tuple(map(str, range(1 + max(int(numbers.max()) for numbers in self._numbers))))
 
     def _own_labels(self) -> np.ndarray:
-        found = [self._classes_of(shard) for shard in self.shards]
-        labels = np.array([found[s][k] for s, k in self.checked.good.tolist()], dtype=np.int64)
-        number = self.cond["label"].classes or 0
-        if labels.max() >= number:
-            raise DataError(f"{self.where}: holds the class {labels.max()}, `classes` says that there are {number}")
-        return labels
+        found = self._numbers
+        return np.array([found[s][k] for s, k in self.checked.good.tolist()], dtype=np.int64)
 
-    @staticmethod
-    def _classes_of(shard: Shard) -> np.ndarray:
-        if shard.labels is None:
-            raise DataError(f"{shard.path}: `labels: true` needs a member KEY.cls for each image, there is none")
-        return shard.labels
+    @cached_property
+    def _numbers(self) -> tuple[np.ndarray, ...]:
+        """Class numbers of each shard's images, none beyond what `classes` promises."""
+        declared = len(self._declared) if isinstance(self._declared, tuple) else self._declared
+        found = []
+        for shard in self.shards:
+            if shard.labels is None:
+                raise DataError(f"{shard.path}: `labels: true` needs a member KEY.cls for each image, there is none")
+            k = int(shard.labels.argmax())
+            if declared is not None and shard.labels[k] >= declared:
+                raise DataError(
+                    f"{shard.path}/{shard.keys[k]}{LABEL} is {shard.labels[k]}, `classes` allows 0 to {declared - 1}; "
+                    f"say that there are {shard.labels[k] + 1} classes, or correct the label"
+                )
+            found.append(shard.labels)
+        return tuple(found)
 
     def _images(self, rows: np.ndarray) -> np.ndarray:
         """Pixels that are kept are gathered, others decoded."""

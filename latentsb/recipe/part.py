@@ -62,9 +62,12 @@ class Part:
         """
         arguments = {name: _built(value) for name, value in self.arguments.items()}
         try:
-            return self.cls(*positional, **arguments)
+            made = self.cls(*positional, **arguments)
         except ArgumentError as error:
             raise RecipeError([self.problem(error)]) from error
+        if hasattr(self.cls, "recipe_key"):  # it has more to say of its keys, when it is first used
+            object.__setattr__(made, "recipe_key", self.key)  # also of a frozen one
+        return made
 
     def problem(self, error: ArgumentError) -> Problem:
         """The constructor's complaint with the key and the place that it is about."""

@@ -63,11 +63,11 @@ REFUSED = [
     ("b\n.png", {}, "control characters"),
     ("good.jpg", {}, "the key 'good' has two images"),
     ("good.png", {}, "the key 'good' has two images"),
-    ("good.cls", {"data": b"one"}, r"'good\.cls' holds b'one', expected the number of a class"),
+    ("good.cls", {"data": b"one"}, r"'good\.cls' holds 'one', expected the number of a class"),
     ("good.cls", {"data": b"-1"}, "expected the number of a class"),
     ("good.cls", {"data": b""}, "expected the number of a class"),
     ("good.cls", {"data": b"9" * 5000}, "expected the number of a class"),
-    ("b.cls", {"data": b"1"}, "1 keys have a label but no image, such as 'b'"),
+    ("b.cls", {"data": b"1"}, "1 key has a label but no image, such as 'b'"),
 ]
 
 
@@ -80,7 +80,7 @@ def test_members_that_are_refused(name: str, fields: dict, why: str) -> None:
 
 def test_images_without_a_label_and_labels_twice() -> None:
     labelled = (member("good.png"), member("good.cls", b"1"))
-    with pytest.raises(DataError, match="1 keys have an image but no label, such as 'b'"):
+    with pytest.raises(DataError, match="1 key has an image but no label, such as 'b'"):
         len(source(packed(*labelled, member("b.png"))))
     with pytest.raises(DataError, match="'good' has two labels"):
         len(source(packed(*labelled, member("good.cls", b"1"))))

@@ -101,5 +101,13 @@ def test_partners_in_another_order_are_matched_by_name_or_refused() -> None:
     absent = recipe("tar", "tar").data.build()
     assert absent.spec.shape == (1, 4, 4)
     for use in (len, type(absent).require):
-        with pytest.raises(DataError, match=r"x0: paths: no file matches 'sharp\*\.tar\.gz'.*data\.x0\.paths=…"):
+        with pytest.raises(DataError, match=r"^data\.x0\.paths: no file matches 'sharp\*\.tar\.gz'.*data\.x0\.paths=…"):
             use(absent)
+
+
+def test_absent_folders_are_told_by_their_own_keys() -> None:
+    held = {"name": "folder", "size": 4, "path": "nowhere"}
+    bridge = "bridge: {name: flow, network: mlp}"
+    made = Recipe.parse(f"data: digits\n{bridge}\nheld_out: {{name: paired, x0: {held}, x1: {held}}}", label="test")
+    with pytest.raises(DataError, match=r"^nowhere: there is no such folder .*: held_out\.x0\.path=…$"):
+        len(made.held_out.build())

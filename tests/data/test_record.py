@@ -64,7 +64,7 @@ def test_unreadable_images_are_told_and_listed(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING):
         train()
     told = next(r.getMessage() for r in caplog.records if "cannot be read" in r.getMessage())
-    assert told.startswith("1 of 10 images cannot be read and are left out; first: a/2.png (UnidentifiedImageError")
+    assert told.startswith("1 of 10 images cannot be read and are left out; first: a/2.png (is no image")
     assert told.endswith("list: run/unreadable.csv")
     with open("run/unreadable.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))

@@ -71,7 +71,7 @@ def test_numbers_are_classes_as_they_are_and_names_may_be_given(source: Callable
     values = dict(zip(data.names(), data.read(np.arange(3)).cond["label"].tolist(), strict=True))
     assert values == {"x/b": 7, "a": 3, "x/a": 0}
     assert source(labels="kind", classes=10).cond["label"].classes == 10
-    with pytest.raises(DataError, match="has 8 classes, `classes: 5` promises fewer"):
+    with pytest.raises(DataError, match="has 8 classes, `classes: 5` promises fewer; write classes: 8"):
         source(labels="kind", classes=5).read(np.arange(1))
     write(*ROWS.values())
     Path("names.txt").write_text("dog\ncat\nbee\n")
