@@ -23,6 +23,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from latentsb.allocator import keep_freed_memory
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "diffusers", "latentsb")
 RESAMPLES = 4000
@@ -199,6 +201,7 @@ def main(measure: Callable[[bool], Report], about: str | None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every command does
     report = measure(given.quick)
     report.show()
     if not given.quick or given.out != RESULTS:

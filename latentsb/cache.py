@@ -112,7 +112,7 @@ class LatentCache(Source):
             self.verify()
         if not bool(autoencoder.fitted):
             autoencoder.use_statistics(Statistics.from_json(self.manifest["statistics"]))
-        self.shift, self.scale = autoencoder.shift.cpu().clone(), autoencoder.scale.cpu().clone()
+        self.shift, self.inverse = autoencoder.shift.cpu().clone(), 1 / autoencoder.scale.cpu()
         try:
             self._open()
         except ValueError as error:
@@ -159,8 +159,8 @@ class LatentCache(Source):
             path: folder of the cache; its parent exists or can be made.
             source: of images.
             autoencoder: on the device on which to encode; its normaliser is fitted by this call if it was not.
-            progress: called with images encoded and images in all, first with none and then after each batch; what it
-                raises ends the encoding, of which nothing is kept.
+            progress: called with images encoded (read, where a normaliser is all that is fitted) and images in all, first
+                with none and then after each batch; what it raises ends the work, of which nothing is kept.
             sample: keep the posterior's standard deviation and draw samples.
             batch: images encoded at once; None for as many as make up 16 of 256×256, and at most 64.
             verify: compare the checksums of a cache that is there; one that was just built is not read again.
@@ -174,7 +174,7 @@ class LatentCache(Source):
         batch = batch or max(1, min(LARGEST_BATCH, PIXELS_AT_ONCE // source.spec.numel))
         if autoencoder.is_identity:
             if not bool(autoencoder.fitted):
-                autoencoder.fit_normaliser(images for _, images, _ in reads(source, 0, batch))
+                autoencoder.fit_normaliser(_watched(source, batch, progress))
             return Normalised(source, autoencoder) if autoencoder.normaliser.fits else source
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +243,7 @@ class LatentCache(Source):
         raw = self._gather(end, "mean", index, variant)
         if draws is not None and self.sample:
             raw = raw + self._gather(end, "std", index, variant) * draws.normal(f"posterior of {end}", raw)
-        return raw.sub_(self.shift).div_(self.scale)
+        return raw.sub_(self.shift).mul_(self.inverse)  # half the time of a division
 
     def _gather(self, end: str, moment: str, index: np.ndarray, variant: np.ndarray | None) -> Tensor:
         if variant is None or not variant.any():
@@ -258,6 +258,16 @@ class LatentCache(Source):
         """What the cache was made of."""
         made: dict[str, Any] = self.manifest["made_of"]
         return made
+
+
+def _watched(source: Source, batch: int, progress: Progress | None) -> Iterator[Tensor]:
+    """Both ends of all samples, with word on how far they are."""
+    total, done = len(source) + source.partners, 0
+    for _, images, _ in reads(source, 0, batch):
+        yield images
+        done += len(images)
+        if progress is not None:
+            progress(done, total)
 
 
 def _manifest(path: Path) -> dict[str, Any]:

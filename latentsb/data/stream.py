@@ -80,6 +80,7 @@ class Stream:
         if self.rows.size == 0 or self.rows.min() < 0 or self.rows.max() >= batch:
             raise ArgumentError("rows", f"found {self.rows.tolist()}, expected rows of a batch of {batch}")
         self._rows = tuple(self.rows.tolist())
+        self._span = min(self._rows), max(self._rows)
         if len(source) == 0 and source.x0 is None:
             raise DataError(f"the data '{type(source).__name__}' are empty: no batch can be made of them")
         if aligned and source.two_sided and not source.paired:
@@ -116,7 +117,7 @@ class Stream:
     def _places(self, end: str, seen: int, n: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Positions in the source, and mirroring, of this process's rows."""
         position = seen + self.rows
-        first, last = int(position.min()) // n, int(position.max()) // n
+        first, last = ((seen + row) // n for row in self._span)
         index = np.empty(len(position), dtype=np.int64)
         variant = np.zeros(len(position), dtype=np.int64) if self.source.variants == 2 else None
         for epoch in range(first, last + 1):
