@@ -9,17 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from latentsb.autoencoder import Autoencoder, Moments
+from latentsb.autoencoder import Autoencoder, Moments, sizes_near
 from latentsb.errors import ArgumentError, CapabilityError, DataError
 from latentsb.normalisers import Normaliser
 from latentsb.randomness import Draws
 from latentsb.tensors import Batch, Spec
 from latentsb.trainable import Loss
-from latentsb.weights import MODEL, PAIR, files_of, fill, known, read
+from latentsb.weights import ANY, MODEL, PAIR, files_of, fill, known, read
 
 __all__ = ["Block", "Halves", "Pooled", "SoftClamp", "Tiny", "channels_of", "conv", "down", "entry", "tensors_of", "up"]
 
-ACCEPTED = (PAIR, (MODEL,), ("*.safetensors",))
+ACCEPTED = (PAIR, (MODEL,), (ANY,))
 
 
 def conv(before: int, after: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -111,17 +111,18 @@ class Halves(nn.Module):
         images: Tensor = self.decoder(latents)
         return images * 2 - 1
 
-    def load(self, weights: str | Path) -> None:
+    def load(self, weights: str | Path, word: str) -> None:
         """Read published weights.
 
         Args:
             weights: a known name; a folder with `*_encoder.safetensors` and `*_decoder.safetensors`, or with one file
                 of both; or that file.
+            word: of the autoencoder, for messages.
 
         Raises:
             DataError: if they are not there, or belong to another layout.
         """
-        values, where = tensors_of(weights)
+        values, where = tensors_of(weights, word)
         fill(self, values, where)
 
 
@@ -156,7 +157,7 @@ class Tiny(Autoencoder):
 
     def load(self) -> None:
         """Read the weights."""
-        self.model.load(self.weights)
+        self.model.load(self.weights, self.word)
 
     def moments(self, images: Tensor) -> Moments:
         """The latents; there is no posterior."""
@@ -176,12 +177,12 @@ class Tiny(Autoencoder):
         raise CapabilityError(f"{self.word} {message}")
 
 
-def tensors_of(weights: str | Path) -> tuple[dict[str, Tensor], Path]:
+def tensors_of(weights: str | Path, word: str) -> tuple[dict[str, Tensor], Path]:
     """All tensors of published weights, named `encoder.0.weight` … as in `Halves`, and where they were found.
 
     Two namings are in use: the layers' places in each half, and diffusers', whose decoder does not count the clamp.
     """
-    paths = files_of(weights, *ACCEPTED)
+    paths = files_of(weights, *ACCEPTED, owner=word)
     if len(paths) == 1:
         return dict(_renamed(read(paths[0]))), paths[0]
     halves = {
@@ -200,13 +201,13 @@ def _renamed(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield ".".join([half, *rest]), value
 
 
-def channels_of(weights: str | Path) -> int:
+def channels_of(weights: str | Path, word: str) -> int:
     """Channels of the latents that published weights are for.
 
     Raises:
         DataError: if there are no such weights.
     """
-    values, where = tensors_of(weights)
+    values, where = tensors_of(weights, word)
     first = values.get("decoder.1.weight")
     if first is None or first.ndim != 4:
         raise DataError(f"{where} does not fit: decoder.1.weight is missing")
@@ -223,5 +224,5 @@ def latent_of(images: Spec, channels: int, factor: int, word: str) -> Spec:
         cure = "; for grey images write channels: 3 in the data" if len(images.shape) == 3 else ""
         raise ArgumentError("images", f"{word} needs images (3, H, W), found samples of shape {images.shape}{cure}")
     if any(side % factor for side in images.shape[1:]):
-        raise ArgumentError("images", f"{word} divides the sides by {factor}; images have {images.shape[1:]}")
+        raise ArgumentError("images", f"{word} divides the sides by {factor}; images have {sizes_near(images, factor)}")
     return Spec((channels, *(side // factor for side in images.shape[1:])))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from latentsb.autoencoder import AUTOENCODERS, Autoencoder, Moments
+from latentsb.autoencoder import AUTOENCODERS, Autoencoder, Moments, sizes_near
 from latentsb.errors import ArgumentError, DataError
 from latentsb.metrics.similarity import psnr, ssim
 from latentsb.normalisers import Channel, Normaliser
@@ -105,7 +105,7 @@ class KL(Autoencoder):
         }
         shape = {**given, **self.completed({"weights": weights, **given})}
         if None in shape.values() and weights is not None:
-            files_of(_folder(weights), (CONFIG, MODEL))
+            files_of(_folder(weights), (CONFIG, MODEL), owner=WORD)
         factor = _factor(images, shape["widths"], shape["groups"])
         channels = images.channels if weights is None else _shape_of(weights).get("channels", images.channels)
         if channels != images.channels:
@@ -143,7 +143,7 @@ class KL(Autoencoder):
         """
         if self.weights is None:
             return
-        folder = files_of(_folder(self.weights), (CONFIG, MODEL))[0].parent
+        folder = files_of(_folder(self.weights), (CONFIG, MODEL), owner=WORD)[0].parent
         fill(self.model, _load(folder).state_dict(), folder / MODEL)
 
     def moments(self, images: Tensor) -> Moments:
@@ -187,7 +187,8 @@ def _factor(images: Spec, widths: tuple[int, ...], groups: int) -> int:
     factor = 2 ** (len(widths) - 1)
     if any(side % factor for side in images.shape[1:]):
         raise ArgumentError(
-            "widths", f"{len(widths)} resolutions divide the sides by {factor}; images have {images.shape[1:]}"
+            "widths",
+            f"{len(widths)} resolutions divide the sides by {factor}; images have {sizes_near(images, factor)}",
         )
     return int(factor)
 

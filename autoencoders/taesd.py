@@ -51,7 +51,7 @@ class TAESD(Tiny):
         normaliser: Normaliser = Channel(),
     ) -> None:
         keys = {"weights": weights, "latent_channels": latent_channels}
-        channels = {**keys, **self.completed(keys)}["latent_channels"] or channels_of(weights)
+        channels = {**keys, **self.completed(keys)}["latent_channels"] or channels_of(weights, self.word)
         model = Halves(_encoder(channels), _decoder(channels))
         super().__init__(images, model, channels=channels, weights=weights, normaliser=normaliser)
 
@@ -65,7 +65,7 @@ class TAESD(Tiny):
         weights, asked = keys["weights"], keys["latent_channels"]
         found = known(weights, cls.word)
         try:
-            channels = found.shape["latent_channels"] if found is not None else channels_of(weights)
+            channels = found.shape["latent_channels"] if found is not None else channels_of(weights, cls.word)
         except DataError:
             return {}
         if asked not in (None, channels):

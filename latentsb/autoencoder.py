@@ -22,7 +22,7 @@ from latentsb.registry import Registry
 from latentsb.tensors import Spec
 from latentsb.trainable import Trainable
 
-__all__ = ["AUTOENCODERS", "Autoencoder", "Moments"]
+__all__ = ["AUTOENCODERS", "Autoencoder", "Moments", "sizes_near"]
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,21 @@ class Autoencoder(Trainable):
                 digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def sizes_near(images: Spec, factor: int) -> str:
+    """A size that a factor does not divide, and the nearest that it does: `60×60; nearest that fit: 56×56 and 64×64`.
+
+    Args:
+        images: shape of one image, (C, H, W).
+        factor: of each side, ≥ 1.
+    """
+    sides = images.shape[1:]
+    below = [side // factor * factor for side in sides]
+    above = [-(-side // factor) * factor for side in sides]
+    fits = [below, above] if min(below) else [above]
+    found, *near = ("×".join(map(str, size)) for size in (sides, *fits))
+    return f"{found}; nearest that fit: {' and '.join(near)}"
 
 
 AUTOENCODERS: Registry[Autoencoder] = Registry("autoencoder", Autoencoder)

@@ -22,7 +22,7 @@ from latentsb.autoencoder import AUTOENCODERS
 from latentsb.disk import Disk, alone, disk_error
 from latentsb.errors import DataError, DiskError, Error, nearest
 from latentsb.tensors import Spec
-from latentsb.weights import KNOWN, Known, files_of, home, misfit
+from latentsb.weights import KNOWN, Known, files_of, home, misfit, names_of
 
 __all__ = ["RECORD", "Fetched", "UnknownWeightsError", "fetch", "here"]
 
@@ -132,7 +132,7 @@ def _bring(name: str, known: Known, origin: str | None, beside: Path) -> str:
         raise DataError(f"there is no {where} to take '{name}' from")
     shutil.rmtree(beside)  # what a download left
     beside.mkdir()
-    for path in (*files_of(where, known.files, *known.instead), *where.glob("LICENSE*")):
+    for path in (*files_of(where, known.files, *known.instead, owner=name), *where.glob("LICENSE*")):
         shutil.copyfile(path, beside / path.name)
     return str(where.resolve())
 
@@ -234,8 +234,7 @@ def _download(url: str, path: Path) -> None:
 
 
 def _unreachable(name: str, where: str, reason: str) -> DataError:
-    files = " and ".join(KNOWN[name].files)
     return DataError(
-        f"cannot load '{name}' from {where}: {reason}; repeat the command to go on, or bring {files} from elsewhere: "
-        f"latentsb fetch {name} --from FOLDER"
+        f"cannot load '{name}' from {where}: {reason}; repeat the command to go on; or put into {home() / name}: "
+        f"{names_of(name)}; or take these from a folder that has them: latentsb fetch {name} --from FOLDER"
     )

@@ -7,7 +7,7 @@ below `LATENTSB_WEIGHTS`; anything else is a path, also `./taef2`. Nothing is ev
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
+    "ANY",
     "CONFIG",
     "ENVIRONMENT",
     "KNOWN",
@@ -29,12 +30,14 @@ __all__ = [
     "home",
     "known",
     "misfit",
+    "names_of",
     "place",
     "read",
 ]
 
 ENVIRONMENT = "LATENTSB_WEIGHTS"
 CONFIG, MODEL = "config.json", "diffusion_pytorch_model.safetensors"
+ANY = "*.safetensors"
 PAIR = ("*_encoder.safetensors", "*_decoder.safetensors")
 
 
@@ -149,12 +152,14 @@ def place(weights: str | Path) -> Path:
     return home() / weights if isinstance(weights, str) and weights in KNOWN else Path(weights).expanduser()
 
 
-def files_of(weights: str | Path, *accepted: tuple[str, ...]) -> tuple[Path, ...]:
+def files_of(weights: str | Path, *accepted: tuple[str, ...], owner: str = "") -> tuple[Path, ...]:
     """The files of weights.
 
     Args:
         weights: a known name, a folder, or a file, which then is the only one.
-        accepted: sets of file names (`*` for any text) of which the first that is there is taken.
+        accepted: sets of file names (`*` for any text) of which the first that is there is taken; `ANY` is a file
+            that has no other beside it.
+        owner: what the weights are for, which a message names.
 
     Raises:
         DataError: if none of them is there, or a name fits several files; says what to put where.
@@ -165,17 +170,36 @@ def files_of(weights: str | Path, *accepted: tuple[str, ...]) -> tuple[Path, ...
     for names in accepted:
         found = [sorted(where.glob(name)) for name in names]
         for name, paths in zip(names, found, strict=True):
-            if len(paths) > 1 and all(found):
+            if len(paths) > 1 and all(found) and name != ANY:
                 listed = " or ".join(path.name for path in paths)
                 raise DataError(f"weights {where}: {name} may be {listed}; keep one of them there, or name a file")
-        if all(found):
+        if all(found) and not (names == (ANY,) and len(found[0]) > 1):
             return tuple(paths[0] for paths in found)
-    wanted = ", or ".join(" and ".join(names) for names in accepted)
+    wanted = _either(accepted)
     if where != Path(weights).expanduser():
         cure = f"run 'latentsb fetch {weights}', or put them there"
-        raise DataError(f"weights '{weights}': found no {wanted} in {where}; {cure}")
-    hint = nearest(str(weights), KNOWN)
-    raise DataError(f"weights: found no {wanted} in {where}; put them there, or name a folder that has them.{hint}")
+        raise DataError(f"weights '{weights}': found no {wanted} in {where}{_others(where)}; {cure}")
+    hint, whose = nearest(str(weights), KNOWN), f" of '{owner}'" if owner else ""
+    told = f"weights{whose}: found no {wanted} in {where}{_others(where)}"
+    raise DataError(f"{told}; put them there, or name a folder or a file that has them.{hint}")
+
+
+def names_of(name: str) -> str:
+    """The file names under which known weights are read, every set of them: `a and b, or c`."""
+    known = KNOWN[name]
+    sets = (known.files, *known.instead)
+    return _either(tuple(tuple(file.replace("*", name) for file in files) for files in sets))
+
+
+def _either(sets: Iterable[tuple[str, ...]]) -> str:
+    return ", or ".join("a single *.safetensors" if names == (ANY,) else " and ".join(names) for names in sets)
+
+
+def _others(where: Path) -> str:
+    """What lies in a folder that could be taken for weights."""
+    found = sorted(path.name for path in where.glob(ANY))
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f" (it holds {', '.join(found[:3])}{more})" if found else ""
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -193,8 +193,12 @@ def test_no_network_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         DataError, match=r"no connection \(.*\); repeat .*: latentsb fetch small --from FOLDER"
     ) as found:
         fetch("small")
+    with pytest.raises(DataError) as pair:
+        fetch("taef2")
+    told = "taef2.safetensors, or taef2_encoder.safetensors and taef2_decoder.safetensors"
+    assert f"put into {place / 'taef2'}: {told}; or take" in str(pair.value)
     assert "\n" not in str(found.value)
-    assert [path.name for path in place.iterdir()] == [".small.lock"]
+    assert {path.name for path in place.iterdir()} == {".small.lock", ".taef2.lock"}
 
 
 @pytest.mark.shared

@@ -107,14 +107,26 @@ def test_all_of_an_image_is_seen_so_it_cannot_be_tiled() -> None:
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"shape \(1, 32, 32\); for grey images write channels: 3"):
         TAEF2(Spec((1, 32, 32)))
-    with pytest.raises(ArgumentError, match=r"divides the sides by 8; images have \(32, 36\)"):
+    with pytest.raises(ArgumentError, match=r"the sides by 8; images have 32×36; nearest that fit: 32×32 and 32×40$"):
         TAEF2(Spec((3, 32, 36)))
+    with pytest.raises(ArgumentError, match=r"have 60×60; nearest that fit: 56×56 and 64×64$"):
+        TAEF2(Spec((3, 60, 60)))
+    with pytest.raises(ArgumentError, match=r"have 60×5; nearest that fit: 64×8$"):
+        TAEF2(Spec((3, 60, 5)))
     with pytest.raises(ArgumentError, match=r"weights: 'taesd' belongs to 'taesd', not to 'taef2'; .*: taef2"):
         TAEF2(IMAGES, weights="taesd")
     with pytest.raises(CapabilityError, match="kl"):
         made().loss(Batch(torch.arange(1), x0=torch.zeros(1, 3, 32, 48)), Draws.step(0, "x", 0, range(1)))
-    with pytest.raises(DataError, match=r"found no .* in .*nowhere"):
+    with pytest.raises(DataError, match=r"weights of 'taef2': found no .* in .*nowhere"):
         made(weights=tmp_path / "nowhere").load()
+    for name in ("resnet20", "resnet56"):
+        save_file({"conv.weight": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(
+        DataError,
+        match=r"weights of 'taef2': found no \*_encoder\.safetensors and \*_decoder\.safetensors, or \S+, or a single "
+        r"\*\.safetensors in \S+ \(it holds resnet20\.safetensors, resnet56\.safetensors\); put them there, or name",
+    ):
+        made(weights=tmp_path).load()
 
 
 def test_namings_and_files_are_read_alike(tmp_path: Path) -> None:
