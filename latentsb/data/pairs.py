@@ -141,9 +141,8 @@ class Paired(TwoSided):
         alone = sorted(set(left) ^ set(right))
         if alone:
             end, other = ("x0", "x1") if alone[0] in set(left) else ("x1", "x0")
-            raise DataError(
-                f"{len(alone)} samples have no partner; the first is '{alone[0]}' of {end}, which {other} lacks"
-            )
+            number = "1 sample has" if len(alone) == 1 else f"{len(alone):,} samples have"
+            raise DataError(f"{number} no partner; the first is '{alone[0]}' of {end}, which {other} lacks")
         for names in (left, right):
             if len(set(names)) < len(names):
                 twice = Counter(names).most_common(1)[0][0]
