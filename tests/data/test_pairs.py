@@ -77,7 +77,7 @@ def test_partners_stay_together_up_to_their_latents(near: str, far: str) -> None
     batch = Stream(cache, seed=3, batch=8, aligned=True).batch(0)
     assert batch.x0 is not None
     assert batch.x1 is not None
-    raw0, raw1 = (x * cache.scale + cache.shift for x in (batch.x0, batch.x1))
+    raw0, raw1 = (x / cache.inverse + cache.shift for x in (batch.x0, batch.x1))
     level = ((raw0.flatten() + 1) * scale).round()
     torch.testing.assert_close(((raw0.flatten() + 1) * scale), level, rtol=0, atol=half)
     assert sorted(level.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
