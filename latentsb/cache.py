@@ -159,8 +159,8 @@ class LatentCache(Source):
             path: folder of the cache; its parent exists or can be made.
             source: of images.
             autoencoder: on the device on which to encode; its normaliser is fitted by this call if it was not.
-            progress: called with images encoded (read, where a normaliser is all that is fitted) and images in all, first
-                with none and then after each batch; what it raises ends the work, of which nothing is kept.
+            progress: called with images encoded (or read, to fit a normaliser alone) and images in all, after
+                each batch and before the first to be encoded; what it raises ends the work, of which nothing is kept.
             sample: keep the posterior's standard deviation and draw samples.
             batch: images encoded at once; None for as many as make up 16 of 256×256, and at most 64.
             verify: compare the checksums of a cache that is there; one that was just built is not read again.

@@ -31,6 +31,8 @@ Mode = Literal["faithful", "perceptual"]
 `p(x0 | z)`, sharp, and of twice that error where the bridge is exact."""
 ROWS = 256
 """Rows that are computed at a time; changes results by rounding only."""
+NUMBERS = 16 * 3 * 256**2
+"""Numbers in the images of as many rows as are computed between two words on how far it is."""
 
 
 @torch.no_grad()
@@ -106,7 +108,7 @@ def reconstruct(
     seed: int = 0,
     cond: Condition | None = None,
     solver: Solver | None = None,
-    batch: int = ROWS,
+    batch: int | None = None,
     progress: Progress | None = None,
 ) -> Reconstruction:
     """Encode images to z, and decode z alone.
@@ -118,7 +120,7 @@ def reconstruct(
         seed: of the first row's perceptual draw; row i has seed + i.
         cond: conditions of the rows; what the bridge knows and `cond` lacks is absent.
         solver: of perceptual draws, in place of the recipe's.
-        batch: rows at a time; changes results by rounding only.
+        batch: rows at a time; changes results by rounding only; 16 of 3×256×256, at most 256 of smaller ones, if None.
         progress: called with the number of images just finished.
 
     Raises:
@@ -130,7 +132,7 @@ def reconstruct(
     decoder = decoding(mode, solver or experiment.solver)
     cond = complete(cond or Condition(), bridge, len(images))
     parts: list[Reconstruction] = []
-    for rows in blocks(len(images), batch):
+    for rows in blocks(len(images), batch or together(images)):
         held = images[rows].to(experiment.device)
         latents = experiment.autoencoder.encode(held)
         z = bridge.encode(latents, None, held)["z"]
@@ -158,7 +160,7 @@ def interpolate(
     seed: int = 0,
     cond: Condition | None = None,
     solver: Solver | None = None,
-    batch: int = ROWS,
+    batch: int | None = None,
     progress: Progress | None = None,
 ) -> Interpolation:
     """Walk between images 0 and 1, 2 and 3, and so on.
@@ -174,7 +176,7 @@ def interpolate(
         seed: of the noise that frames share; pair p has seed + p.
         cond: conditions of the images; frames keep those of the first of their pair.
         solver: of perceptual draws, in place of the recipe's.
-        batch: frames at a time, about; changes results by rounding only.
+        batch: frames at a time, about; changes results by rounding only; as many as `reconstruct` takes if None.
         progress: called with the number of pairs just finished.
 
     Raises:
@@ -192,7 +194,7 @@ def interpolate(
     cond = complete(cond or Condition(), experiment.bridge, len(images))
     travelling = walker(experiment.bridge, mode, solver or experiment.solver)
     walks = []
-    for pairs in blocks(len(images) // 2, max(1, batch // frames)):
+    for pairs in blocks(len(images) // 2, max(1, (batch or together(images)) // frames)):
         rows = slice(2 * pairs.start, 2 * pairs.stop)
         seeds = range(seed + pairs.start, seed + pairs.stop)
         walks.append(walk(experiment, images[rows], cond.select(rows), frames, seeds, travelling))
@@ -255,6 +257,11 @@ def slerp(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
     w = weights[None, :, None]
     mixed: Tensor = (torch.sin((1 - w) * angle) * u + torch.sin(w * angle) * v) / torch.sin(angle)
     return mixed.reshape(*mixed.shape[:2], *a.shape[2:])
+
+
+def together(images: Tensor) -> int:
+    """Images that are computed at a time where nobody says: fewer of large ones, so that progress can be told."""
+    return max(1, min(ROWS, NUMBERS // images[0].numel()))
 
 
 def blocks(n: int, size: int) -> Iterator[slice]:

@@ -6,6 +6,7 @@ every run that needs the same ones reads them. Where the run trains its autoenco
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def latents_of(folder: Path, experiment: Experiment, signals: Signals | None = N
         Stopped: in every process, if it did; nothing that was encoded is kept.
     """
     path = _place(folder, LATENTS[0], experiment, experiment.source)
-    return _open_or_build(path, experiment, experiment.source, Watched("encoding", signals))
+    fits = experiment.autoencoder.is_identity
+    watched = Watched("fitting the normaliser", signals, brief=True) if fits else Watched("encoding", signals)
+    return _open_or_build(path, experiment, experiment.source, watched)
 
 
 def held_latents_of(folder: Path, experiment: Experiment, signals: Signals | None = None) -> Source | None:
@@ -65,10 +68,11 @@ class Watched:
     Args:
         title: of the work.
         signals: what asks to stop, if anything may.
+        brief: a work that is done before the first line is due is not told.
     """
 
-    def __init__(self, title: str, signals: Signals | None) -> None:
-        self.title, self.signals = title, signals
+    def __init__(self, title: str, signals: Signals | None, *, brief: bool = False) -> None:
+        self.title, self.signals, self.brief = title, signals, brief
         self.display: Display | None = None
         self.done = 0
 
@@ -81,21 +85,30 @@ class Watched:
         if self.display is None:
             self.display = Display(self.title, total, 0, parallel.is_main(), every=QUIET_SECONDS)
             self.display.progress.start()
-            if not self.display.bar:
+            if not self.display.bar and not self.brief:
                 self.display.say(f"{self.title} {total:,} images …")
         self.done = done
-        if done:
+        if done and (self.display.bar or not self.brief or done < total):
             self.display.note(done, {"images_per_second": done / (time.monotonic() - self.display.began)})
         reason = self.signals.reason() if self.signals is not None and done < total else None
         if reason is not None:
-            self.display.say(f"{self.title}: stopped by {reason} {self.lost}")
+            self.display.say(f"{self.title}: stopped by {reason} {self.lost}{self._longer(reason)}")
             raise Stopped(reason)
 
     @property
     def lost(self) -> str:
         """What an interruption costs."""
         total = 0 if self.display is None else self.display.total
-        return f"after {self.done:,} of {total:,} images; none are kept, the same command encodes from the start"
+        again = "begins" if self.brief else "encodes"
+        return f"after {self.done:,} of {total:,} images; none are kept, the same command {again} from the start"
+
+    def _longer(self, reason: str) -> str:
+        """Where a limit of time ended it, how much it would need: the same limit ends it again."""
+        if reason != "time" or self.display is None:
+            return ""
+        needed = (time.monotonic() - self.display.began) * self.display.total / self.done if self.done else None
+        about = "" if needed is None else f" (about {60 * math.ceil(needed / 60)} s for this alone)"
+        return f", and the same max_time ends it again: give it a longer one{about}"
 
     def close(self) -> None:
         """Leave the terminal."""
@@ -112,8 +125,10 @@ def _place(folder: Path, name: str, experiment: Experiment, source: Source) -> P
 
 
 def _open_or_build(path: Path, experiment: Experiment, source: Source, watched: Watched) -> Source:
-    def act(verify: bool = True) -> Source:
-        return LatentCache.open_or_build(path, source, experiment.autoencoder, watched, verify=verify)
+    def act(first: bool = True) -> Source:
+        # The other processes are neither shown nor stopped here: the first one goes on, and waits for them.
+        progress = watched if first else None
+        return LatentCache.open_or_build(path, source, experiment.autoencoder, progress, verify=first)
 
     def act_or_stop() -> Source | Stopped:
         try:
@@ -131,4 +146,4 @@ def _open_or_build(path: Path, experiment: Experiment, source: Source, watched: 
     reason = parallel.broadcast(built.reason if isinstance(built, Stopped) else None)
     if reason is not None:
         raise Stopped(reason)
-    return built if isinstance(built, Source) else act(verify=False)
+    return built if isinstance(built, Source) else act(first=False)

@@ -75,13 +75,13 @@ def short(settings: TrainSettings, device: torch.device) -> bool:
     return settings.precision == "bf16"
 
 
-def check_settings(settings: TrainSettings, device: torch.device) -> None:
-    """Find out, before anything is written, whether a stage can run on a device.
+def check_settings(settings: TrainSettings, device: torch.device, *, told: bool = False) -> None:
+    """Find out, before anything is written, whether a stage can run on a device; with `told` log what it will use.
 
     Raises:
         BackendError: if its attention cannot.
     """
-    check_backend(settings.attention, device, torch.bfloat16 if short(settings, device) else torch.float32)
+    check_backend(settings.attention, device, torch.bfloat16 if short(settings, device) else torch.float32, told=told)
 
 
 class Session:
@@ -100,6 +100,7 @@ class Session:
         logs: the last logged means.
         round: number of the schedule's round; -1 before the first.
         begun: the round's `renew` has run in this process.
+        attends: some network of it has attention whose backend can be chosen.
     """
 
     def __init__(self, experiment: Experiment, number: int, step: int = 0, seconds: float = 0.0) -> None:
@@ -114,7 +115,7 @@ class Session:
         self.schedule = self.trainable.schedule(self.part)
         self.bf16 = short(self.settings, experiment.device)
         check_settings(self.settings, experiment.device)
-        self._prepare()
+        self.attends = self._prepare()
         averages = average_of(self.settings)
         self.ema = Ema(self.trainable, averages) if averages else None
         self.update = Update(
@@ -138,14 +139,13 @@ class Session:
         """Whether no stage follows."""
         return self.number == len(self.experiment.recipe.stages) - 1
 
-    def _prepare(self) -> None:
-        """Switches of the networks; everything that is not trained is frozen and in evaluation mode."""
+    def _prepare(self) -> bool:
+        """Switches of the networks, everything that is not trained frozen; tells whether there is attention to set."""
         for module in self.experiment.modules.values():
             module.eval()
             module.requires_grad_(False)
         part_of(self.trainable, self.part).train()
-        for module in self.experiment.modules.values():
-            set_attention(module, self.settings.attention)
+        found = sum(set_attention(module, self.settings.attention) for module in self.experiment.modules.values())
         networks = [m for m in self.trainable.modules() if isinstance(m, Network)]
         if self.settings.checkpointing:
             _switch(networks, "gradient_checkpointing_", "train.checkpointing")
@@ -154,6 +154,7 @@ class Session:
         if self.settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
             torch.use_deterministic_algorithms(True)
+        return found > 0
 
     def stream(self, source: Source, images: Source | None) -> Stream:
         """This process's rows of the stage's batches."""

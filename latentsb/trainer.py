@@ -26,7 +26,7 @@ from latentsb.held import HeldOut
 from latentsb.latents import held_latents_of, latents_of
 from latentsb.progress import Display
 from latentsb.run import Run
-from latentsb.stages import Session, fingerprint
+from latentsb.stages import Session, check_settings, fingerprint
 from latentsb.tensors import Batch
 from latentsb.tracking import Tracker
 from latentsb.trainable import Phase
@@ -148,6 +148,8 @@ class Stage:
             held = self._held_data()
         except Stopped as stopped:
             return stopped.reason
+        if session.attends:
+            check_settings(settings, session.experiment.device, told=True)
         self.held = HeldOut(session, *held) if held is not None else None
         tracker = Tracker(self.run, session, enabled=parallel.is_main())
         display = Display(session.title, settings.images, session.seen, parallel.is_main())

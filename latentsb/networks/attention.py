@@ -142,13 +142,16 @@ def chosen(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, backe
     )
 
 
-def check_backend(name: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Choice:
+def check_backend(
+    name: str, device: torch.device | str, dtype: torch.dtype = torch.float32, *, told: bool = True
+) -> Choice:
     """Find out before training whether a backend can run.
 
     Args:
         name: one of `BACKENDS`.
         device: where the network will be.
         dtype: of the queries; bfloat16 under bf16 autocast.
+        told: log the choice, once.
 
     Returns:
         What would run for 64 tokens and heads of 64 numbers.
@@ -156,7 +159,7 @@ def check_backend(name: str, device: torch.device | str, dtype: torch.dtype = to
     Raises:
         BackendError: if it cannot; says why and how to get it.
     """
-    return _decide(Signature(name, str(device), dtype, *PROBE))
+    return (_decide if told else _choose)(Signature(name, str(device), dtype, *PROBE))
 
 
 def available(device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> list[Availability]:

@@ -1,6 +1,7 @@
 """Encoding the data before a bridge is trained: it says how far it is, and stops within a batch leaving nothing."""
 
 import os
+import re
 import signal
 from types import SimpleNamespace
 
@@ -69,8 +70,44 @@ def test_so_does_a_time_limit(tmp_path, train, capsys):
     stages = "stages=[{train: autoencoder}, {train: bridge, max_time: 0.000001}]"
     run, outcome = train(tmp_path / "run", stages, text=CODED)
     assert (outcome.reason, outcome.exit_code) == ("time", 0)
-    assert "encoding: stopped by time after 0 of 1,697 images" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "encoding: stopped by time after 0 of 1,697 images" in err
+    assert "the same max_time ends it again: give it a longer one\n" in err
     assert not (run.path / "latents").exists()
+
+
+def test_a_limit_that_is_too_short_is_told_what_would_do(capsys, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
+    signals = SimpleNamespace(reason=lambda: "time" if clock.now > 70 else None)
+    watched = Watched("encoding", signals)
+    watched(0, 2000)
+    clock.now = 71.0
+    with pytest.raises(Stopped):
+        watched(1000, 2000)  # 142 s would do, whole minutes are told
+    assert "give it a longer one (about 180 s for this alone)\n" in capsys.readouterr().err
+
+
+def test_fitting_a_normaliser_is_watched_and_short_ones_are_not_told(tmp_path, train, capsys, monkeypatch):
+    text = """
+data: {name: gaussian, mean: [0.5], n: 300}
+autoencoder: {name: identity, normaliser: channel}
+bridge: {name: flow, network: {name: mlp, width: 8, depth: 1}}
+train: {images: 16, batch: 16}
+"""
+    train(tmp_path / "quick", text=text)
+    assert "normaliser" not in capsys.readouterr().err
+    monkeypatch.setattr(latents, "QUIET_SECONDS", 0.0)
+    train(tmp_path / "slow", text=text)
+    assert re.findall(r"fitting the normaliser: (\d+) of 300 images", capsys.readouterr().err) == [
+        "64",
+        "128",
+        "192",
+        "256",
+    ]
+    _, outcome = train(tmp_path / "short", "train.max_time=0.000001", text=text)
+    assert outcome.reason == "time"
+    assert "fitting the normaliser: stopped by time after 64 of 300 images" in capsys.readouterr().err
 
 
 def test_elsewhere_ctrl_c_says_what_it_costs(tmp_path, train, at_batch):
