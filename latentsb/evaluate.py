@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
+from inspect import signature
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -14,11 +17,11 @@ from torch import Tensor
 from latentsb.data.record import RECORD
 from latentsb.data.source import Source
 from latentsb.disk import disk_error
-from latentsb.errors import Problem, RecipeError, nearest
+from latentsb.errors import CapabilityError, Error, Problem, RecipeError, nearest
 from latentsb.experiment import Experiment
 from latentsb.generate import labels_of, reconstruct, starts
 from latentsb.latents import held_latents_of, latents_of
-from latentsb.metrics.base import Data, Drawn, Measured, Metric, Progress, Subject, stamp
+from latentsb.metrics.base import METRICS, Data, Drawn, Measured, Metric, Progress, Subject, stamp
 from latentsb.outputs import SampleFolder, make, protocol, sample_folder, write_json
 from latentsb.recipe.binding import Binder
 from latentsb.recipe.merge import override
@@ -29,7 +32,7 @@ from latentsb.run import Run
 from latentsb.solvers.base import Solver
 from latentsb.tensors import Condition
 
-__all__ = ["evaluate", "metrics_of"]
+__all__ = ["RunSubject", "evaluate", "fitting", "metrics_of"]
 
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
 
@@ -47,7 +50,9 @@ def metrics_of(words: Sequence[str], settings: Sequence[str] = ()) -> dict[str, 
     strange = [text for text in settings if _head(text) not in words]
     if strange:
         asked = f"the metrics asked for are: {', '.join(words)}"
-        hints = [nearest(_head(text), words) or f" {asked[0].upper()}{asked[1:]}" for text in strange]
+        hints = [
+            nearest(_head(text), words) or _meant(text, words) or f" {asked[0].upper()}{asked[1:]}" for text in strange
+        ]
         raise RecipeError(
             Problem(f"override '{text}'", "", f"no metric '{_head(text)}' is asked for.{hint}")
             for text, hint in zip(strange, hints, strict=True)
@@ -59,6 +64,42 @@ def metrics_of(words: Sequence[str], settings: Sequence[str] = ()) -> dict[str, 
     if binder.problems:
         raise RecipeError(binder.problems)
     return {word: part.build() for word, part in parts.items()}
+
+
+def _meant(setting: str, words: Sequence[str]) -> str:
+    """The metric that has such a key, where one of those asked for has it."""
+    key = setting.removeprefix("~").partition("=")[0].strip().partition(".")[2]
+    having = [word for word in words if word in METRICS and key.split(".")[0] in signature(METRICS[word]).parameters]
+    return f" Did you mean '{having[0]}.{key}'?" if having else ""
+
+
+def fitting(subject: Subject) -> dict[str, str]:
+    """Metrics that fit a run and take no long time: words, each with the reason; measured where none is named."""
+    found = {}
+    for word in METRICS:
+        reason = METRICS[word].suits(subject)
+        try:
+            if reason:
+                METRICS[word]().require(subject)
+                found[word] = reason
+        except Error:  # it needs what is not here
+            continue
+    return found
+
+
+def chosen_for(subject: Subject) -> dict[str, str]:
+    """The same, at least one.
+
+    Raises:
+        CapabilityError: if there is none.
+    """
+    found = fitting(subject)
+    if not found:
+        raise CapabilityError(
+            "none of the metrics that are measured by default fits this run; name one: --metrics "
+            f"{','.join(METRICS)} (what each asks and needs: latentsb list metric)"
+        )
+    return found
 
 
 def _head(setting: str) -> str:
@@ -106,6 +147,11 @@ class RunSubject(Subject):
         """As it was given."""
         return nullcontext(lambda done: None) if self._watch is None else self._watch(title, total)
 
+    def tell(self, line: str) -> None:
+        """Say something to whoever asked to be told."""
+        if self._tell is not None:
+            self._tell(line)
+
     def samples(self, *, guidance: float = 1.0) -> Drawn:
         """Those of `latentsb sample` with the same seed and settings; the ones that lie there are not drawn again."""
         if guidance not in self.folders:
@@ -120,9 +166,9 @@ class RunSubject(Subject):
                     progress=advance,
                 )
             self.folders[guidance] = drawn
-            if self._tell is not None and drawn.fresh:
+            if drawn.fresh:
                 more = " more" if drawn.fresh < self.n else ""
-                self._tell(f"drew {drawn.fresh:,}{more} sample{'s' if drawn.fresh > 1 else ''} into {drawn.path}")
+                self.tell(f"drew {drawn.fresh:,}{more} sample{'s' if drawn.fresh > 1 else ''} into {drawn.path}")
         drawn = self.folders[guidance]
         self.used[drawn.path.name] = None
         return Drawn(drawn.samples, self._labels(), drawn.path.name)
@@ -148,7 +194,7 @@ class RunSubject(Subject):
 def evaluate(
     run: Run,
     experiment: Experiment,
-    metrics: Sequence[str],
+    metrics: Sequence[str] | None,
     n: int,
     *,
     settings: Sequence[str] = (),
@@ -160,26 +206,31 @@ def evaluate(
     """Measure a run.
 
     Samples, where a metric asks for any, are those of `latentsb sample` with the same seed. Each metric's figure goes
-    to `evaluations/step-…-METRIC.json` in the run folder, a picture of it beside. The `stamp` there is equal where
-    two figures may be compared.
+    to `evaluations/step-…-METRIC.json` in the run folder, a picture of it beside; where a figure of another protocol,
+    solver or seed lies there, a few letters that tell the protocols apart are added to the name. The `stamp` is equal
+    where two figures may be compared.
 
     Args:
         run: to measure.
         experiment: its trained parts.
-        metrics: words; see `latentsb list metric`.
+        metrics: words; see `latentsb list metric`; those that fit the run and take no long time if None.
         n: samples.
         settings: of the metrics, such as `denoising.images=1000`.
         seed: of the first sample.
         solver: another one than the recipe's.
         watch: opens something that shows how far a long work is.
-        tell: called with a line on the samples that were drawn.
+        tell: called with a line on the metrics that were chosen, the samples that were drawn, and another place.
 
     Raises:
         RecipeError: if a metric or a setting does not exist.
         CapabilityError: if the bridge or the data lack what a metric needs; nothing is drawn then.
     """
-    chosen = metrics_of(metrics, settings)
     subject = RunSubject(run, experiment, n, seed=seed, solver=solver, watch=watch, tell=tell)
+    if metrics is None:
+        fit = chosen_for(subject)
+        subject.tell("metrics: " + ", ".join(f"{word} ({reason})" for word, reason in fit.items()))
+        metrics = tuple(fit)
+    chosen = metrics_of(metrics, settings)
     for metric in chosen.values():
         metric.require(subject)
     folder = run.path / "evaluations"
@@ -195,7 +246,6 @@ def evaluate(
 def store(subject: RunSubject, name: str, metric: Metric, found: Measured) -> None:
     """Write the JSON of a figure, and its picture."""
     run, experiment = subject.run, subject.experiment
-    path = run.path / "evaluations" / f"step-{experiment.step:09d}-{name}"
     facts = protocol(run, experiment, metric=describe(metric), seed=subject.seed)
     content = asdict(found)
     del content["hidden"]
@@ -203,13 +253,33 @@ def store(subject: RunSubject, name: str, metric: Metric, found: Measured) -> No
     solver = {"solver": describe(subject.solver or experiment.solver)} if subject.used else {}
     known = stamp(name, {**found.protocol, "data": identity_of(run, experiment)})
     facts |= {**content, **count, **solver, "samples": list(subject.used), "stamp": known}
-    write_json(path.with_suffix(".json"), facts)
+    usual = run.path / "evaluations" / f"step-{experiment.step:09d}-{name}.json"
+    path = place(usual, facts)
+    if path != usual:
+        subject.tell(f"a figure of another protocol is kept; this one of '{name}' is in {path}")
+    write_json(path, facts)
     picture = metric.picture(found)
     if picture is not None:
         try:
             picture.save(path.with_suffix(".png"))
         except OSError as error:
             raise disk_error(error, path.with_suffix(".png"), 0) from error
+
+
+DECIDING = ("stamp", "metric", "weights", "solver", "seed", "count")
+"""Facts of which figures of one step have all in common where a new one takes the place of an old one."""
+
+
+def place(path: Path, facts: Mapping[str, Any]) -> Path:
+    """Where a figure goes: to this path, or beside it where a figure of another protocol lies there."""
+    ours = json.loads(json.dumps({key: facts.get(key) for key in DECIDING}, sort_keys=True, default=str))
+    if not path.exists():
+        return path
+    there = json.loads(path.read_text())
+    if all(there.get(key) == value for key, value in ours.items()):
+        return path
+    digest = hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest()
+    return path.with_stem(f"{path.stem}-{digest[:8]}")
 
 
 def identity_of(run: Run, experiment: Experiment) -> Any:

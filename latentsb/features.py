@@ -122,7 +122,7 @@ def require_file(path: Path, what: str) -> None:
         DataError: if it is not.
     """
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file; put {what} there, or name another folder by `path`")
+        raise DataError(f"{path}: there is no such file; put {what} there, or say where it is: path=…")
 
 
 @FEATURES.register("cifar_resnet")

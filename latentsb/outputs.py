@@ -81,12 +81,14 @@ class SampleFolder:
         samples: those asked for, shape (N, …), as written (images are quantised to 8 bits).
         fresh: how many were drawn now; the others lay there already.
         protocol: the content of `samples.json`.
+        pairs: the picture of x1, sample and x0, where the data has pairs of pictures.
     """
 
     path: Path
     samples: Tensor = field(repr=False)
     fresh: int
     protocol: dict[str, Any]
+    pairs: Path | None = None
 
 
 def sample_folder(
@@ -139,11 +141,13 @@ def sample_folder(
     samples = load_samples(folder, range(seed, seed + n))
     save_picture(samples[:SHOWN] if samples.ndim == 4 else samples, folder / GRID)
     pairs = partners(experiment, range(seed, seed + min(n, ACROSS))) if samples.ndim == 4 else None
+    shown = None
     if pairs is not None and pairs.x1 is not None:
-        save_picture(torch.cat([pairs.x1, samples[:ACROSS], pairs.x0]), folder / PAIRS, columns=len(pairs.x0))
+        shown = folder / PAIRS
+        save_picture(torch.cat([pairs.x1, samples[:ACROSS], pairs.x0]), shown, columns=len(pairs.x0))
     content = previous(folder) | facts | {"count": len(held_seeds(folder))}
     write_json(folder / PROTOCOL, content)
-    return SampleFolder(folder, samples, len(missing), content)
+    return SampleFolder(folder, samples, len(missing), content, shown)
 
 
 def folder_name(experiment: Experiment, asked: Mapping[str, Any]) -> str:

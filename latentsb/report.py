@@ -250,6 +250,13 @@ def after(facts: Mapping[str, Any]) -> str:
     return f" after step {facts['step']:,} ({facts['weights']} weights)" if {"step", "weights"} <= facts.keys() else ""
 
 
+def many(facts: Mapping[str, Any]) -> str:
+    """`, n = 256`: of how many samples a figure is, as far as it is known."""
+    metric = facts.get("metric")
+    n = facts.get("count", metric.get("images") if isinstance(metric, dict) else None)
+    return f", n = {n:,}" if isinstance(n, int) else ""
+
+
 def figure(path: Path, *told: str, facts: Mapping[str, Any] | None = None) -> str:
     """A picture as an inline element, what it shows below, and its protocol to unfold."""
     data = base64.b64encode(path.read_bytes()).decode()
@@ -273,7 +280,9 @@ def figures(folder: Path) -> Iterator[str]:
         name = str(metric["name"]) if isinstance(metric, dict) and "name" in metric else path.stem
         of = facts.get("of", "samples")
         lines = {f"{facts['count']:,} {of}" if of == "samples" and "count" in facts else of: facts.get("value")}
-        yield measured(f"{name}{after(facts)}", [name], {k: [v] for k, v in (lines | floors(facts)).items()}, facts)
+        yield measured(
+            f"{name}{after(facts)}{many(facts)}", [name], {k: [v] for k, v in (lines | floors(facts)).items()}, facts
+        )
         for table in facts.get("tables", ()):
             rows = {str(row): values for row, values in table["rows"]}
             yield measured(table["title"], table["columns"][1:], rows, {})

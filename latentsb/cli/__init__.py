@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -86,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     given = None if arguments is None else list(arguments)
     keep_freed_memory()
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells that it builds a cache
     try:
         code = app()(args=given, prog_name="latentsb", standalone_mode=False)
     except Error as error:

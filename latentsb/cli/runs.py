@@ -100,8 +100,10 @@ def sample(
     for note in made.protocol.get("notes", []):
         typer.echo(f"note: {note}")
     typer.echo(f"{made.fresh} new samples ({n} asked, {calls(made.protocol['calls'])}) in {made.path}")
+    if made.pairs is not None:
+        typer.echo(f"pairs (x1, sample, x0 below each other): {made.pairs}")
     typer.echo(f"picture: {made.path / 'grid.png'}")
-    suggest(run, *views(experiment), *measures(experiment), "report")
+    suggest(run, *conditional(experiment, label, guidance), *views(experiment), *measures(opened, experiment), "report")
 
 
 def reconstruct(
@@ -128,7 +130,7 @@ def reconstruct(
             made = write_reconstruction(opened, experiment, inputs, mode=mode.value, seed=seed, progress=advance)
     show_similarity(made, mode)
     typer.echo(f"picture (originals, autoencoder alone, bridge): {made['picture']}")
-    suggest(run, "interpolate", *measures(experiment), "report")
+    suggest(run, "interpolate", *measures(opened, experiment), "report")
 
 
 def interpolate(
@@ -157,13 +159,15 @@ def interpolate(
             )
     typer.echo(f"{frames} frames per pair, mixed in {made['along']}, {calls(made['calls'])}")
     typer.echo(f"picture: {made['picture']}")
-    suggest(run, *measures(experiment), "report")
+    suggest(run, *measures(opened, experiment), "report")
 
 
 def evaluate(
     run: RunPath,
     settings: MetricSettings = None,
-    metrics: Annotated[str, typer.Option(help="Words, separated by commas; see latentsb list metric.")] = "recognised",
+    metrics: Annotated[
+        str | None, typer.Option(help="Words, separated by commas (latentsb list metric); those that fit, if none.")
+    ] = None,
     n: Annotated[int, typer.Option("-n", "--number", min=1, help="Samples, where a metric looks at any.")] = 500,
     seed: Seed = 0,
     weights: WeightsOption = Weights.ema,
@@ -174,7 +178,7 @@ def evaluate(
     from latentsb.cli.figures import show_figure
     from latentsb.evaluate import evaluate as measure
 
-    words = [word.strip() for word in metrics.split(",") if word.strip()]
+    words = None if metrics is None else [word.strip() for word in metrics.split(",") if word.strip()]
     given = settings or []
     of_solver = [text for text in given if text.startswith("solver.")]
     own = [text for text in given if text not in of_solver]
@@ -288,14 +292,29 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: shown.advance(task, done)
 
 
-def measures(experiment: Experiment) -> tuple[str, ...]:
-    """`evaluate`, where its default metric can be computed."""
-    return ("evaluate",) if "label" in experiment.source.cond else ()
+def conditional(experiment: Experiment, label: int | None = None, guidance: float = 1.0) -> tuple[str, ...]:
+    """`sample` of one class with guidance, where the bridge knows classes and nobody has asked for that yet."""
+    spec = experiment.bridge.ends.cond.get("label")
+    known = spec is not None and spec.classes and label is None and guidance == 1.0
+    return ("sample RUN --label 0 --guidance 2",) if known else ()
+
+
+def measures(run: Run, experiment: Experiment) -> tuple[str, ...]:
+    """`evaluate`, where a default metric can be computed."""
+    from latentsb.evaluate import RunSubject, fitting
+
+    return ("evaluate",) if fitting(RunSubject(run, experiment, 1)) else ()
+
+
+def following(run: Path, *commands: str) -> str:
+    """The next useful commands on a run; RUN in one stands for its folder, which else comes last."""
+    told = (c.replace("RUN", str(run)) if "RUN" in c else f"{c} {run}" for c in commands)
+    return "next: " + "\n      ".join(f"latentsb {command}" for command in told)
 
 
 def suggest(run: Path, *commands: str) -> None:
     """Print the next useful commands."""
-    typer.echo("next: " + "\n      ".join(f"latentsb {command} {run}" for command in commands))
+    typer.echo(following(run, *commands))
 
 
 def calls(n: int) -> str:

@@ -119,17 +119,16 @@ def checked(recipe: Recipe, path: Path, device: torch.device) -> Experiment:
 def ending(run: Run, experiment: Experiment) -> str:
     """Where things are, and what can be done with them."""
     from latentsb.bridge import EncodingBridge
+    from latentsb.cli.runs import conditional, following, measures
 
     checkpoint = run.checkpoint()
     lines = [f"trained: {run.path} (step {checkpoint.step:,}, {checkpoint.state['seconds']:,.0f} s)"]
     previews = sorted((run.path / "samples").glob("preview-*.png"))
     if previews:
         lines.append(f"pictures: {previews[-1]} (the first one: {previews[0]})")
-    lines.append(f"next: latentsb sample {run.path} -n 64")
-    if isinstance(experiment.bridge, EncodingBridge):
-        lines += [f"      latentsb reconstruct {run.path}", f"      latentsb interpolate {run.path}"]
-    lines += [f"      latentsb report {run.path}"]
-    return "\n".join(lines)
+    codes = ("reconstruct", "interpolate") if isinstance(experiment.bridge, EncodingBridge) else ()
+    commands = ("sample RUN -n 64", *conditional(experiment), *codes, *measures(run, experiment), "report")
+    return "\n".join([*lines, following(run.path, *commands)])
 
 
 def list_runs(folder: Path = RUNS) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentsb.errors import ArgumentError, CapabilityError
+from latentsb.errors import ArgumentError, CapabilityError, DataError
 from latentsb.features import CifarResNet, Classifier, Features
 from latentsb.metrics.base import METRICS, Measured, Metric, Row, Subject, Table
 from latentsb.metrics.frechet import frechet_distance
@@ -57,7 +57,10 @@ class Accuracy(Metric):
             raise CapabilityError("the metric 'accuracy' needs a bridge with classes: conditions: [label]")
         if not subject.test.labelled:
             raise CapabilityError(f"the metric 'accuracy' needs labels; the {subject.test.name} have none")
-        self.classifier.require()
+        try:
+            self.classifier.require()
+        except DataError as error:  # which speaks of its own keys
+            raise DataError(str(error).replace("path=…", "accuracy.classifier.path=…")) from error
 
     def load(self, subject: Subject) -> Classifier:
         """The classifier, on the bridge's device.

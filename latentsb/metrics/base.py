@@ -202,6 +202,11 @@ class Metric(ABC):
             DataError: if a file that the metric needs is not there.
         """
 
+    @classmethod
+    def suits(cls, subject: Subject) -> str:
+        """Why it is measured where no metric is named: it fits the run and takes no long time; empty where not."""
+        return ""
+
     @abstractmethod
     def measure(self, subject: Subject) -> Measured:
         """Measure.

@@ -78,6 +78,12 @@ class Denoising(Metric):
         if self.highest < self.lowest:
             raise ArgumentError("highest", f"must be at least lowest = {self.lowest}, found {self.highest}")
 
+    @classmethod
+    def suits(cls, subject: Subject) -> str:
+        """For bridges that denoise; what codes are worth is the reconstruction's to say."""
+        denoises = isinstance(subject.bridge, DenoisingBridge) and not isinstance(subject.bridge, EncodingBridge)
+        return "the bridge denoises" if denoises else ""
+
     def require(self, subject: Subject) -> None:
         """The bridge must denoise."""
         require(subject.bridge, DenoisingBridge, "the metric 'denoising'")

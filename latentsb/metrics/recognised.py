@@ -15,6 +15,8 @@ __all__ = ["Recognised"]
 
 REAL = 10_000
 """Real samples that the figure is held against; all of a smaller data set."""
+SMALL = 1024
+"""Numbers of a sample up to which the classifier and the Gaussian are a matter of seconds."""
 
 
 @METRICS.register("recognised")
@@ -38,6 +40,14 @@ class Recognised(Metric):
     confidence: OpenFraction = 0.9
     seed: int = 0
     drawn: Count = 2000
+
+    @classmethod
+    def suits(cls, subject: Subject) -> str:
+        """For samples of several classes that a linear classifier is soon fitted to."""
+        source = subject.train.source
+        classes = source.cond["label"].classes or 0 if subject.train.labelled else 0
+        fast = classes > 1 and source.spec.numel <= SMALL
+        return f"{classes} classes of samples of {source.spec.numel} numbers" if fast else ""
 
     def require(self, subject: Subject) -> None:
         """Labels are needed."""
@@ -65,12 +75,13 @@ class Recognised(Metric):
         found = classifier.predict(samples)
         counts = {str(c): int((found[sure] == c).sum()) for c in classifier.classes_}
         noise = rng.standard_normal((self.drawn, real.shape[1])).clip(-1, 1)
+        kind = "pixels" if items.x0.ndim == 4 else "samples"
         gaussian = rng.multivariate_normal(real.mean(0), np.cov(real.T), self.drawn).clip(-1, 1)
         return Measured(
             share(samples),
-            {"real, held out": share(real[held]), "Gaussian of the pixels": share(gaussian), "noise": share(noise)},
+            {"real, held out": share(real[held]), f"Gaussian of the {kind}": share(gaussian), "noise": share(noise)},
             {
-                "classifier": "logistic regression on pixels, C = 1",
+                "classifier": f"logistic regression on {kind}, C = 1",
                 "fitted_on": len(seen),
                 "count": len(samples),
                 **vars(self),

@@ -46,6 +46,11 @@ class Reconstructed(Metric):
     def __post_init__(self) -> None:
         enforce(self)
 
+    @classmethod
+    def suits(cls, subject: Subject) -> str:
+        """For bridges with codes."""
+        return "the bridge has codes" if isinstance(subject.bridge, EncodingBridge) else ""
+
     def require(self, subject: Subject) -> None:
         """The bridge must encode."""
         require(subject.bridge, EncodingBridge, "the metric 'reconstruction'")

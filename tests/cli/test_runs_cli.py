@@ -8,82 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from latentsb.cli import main
-from latentsb.experiment import build
+from latentsb.cli.train import ending
 from latentsb.pictures import save_image
-from latentsb.recipe import Recipe
 from latentsb.run import Run
-from latentsb.trainer import Trainer
-
-NETWORK = "network: {name: mlp, width: 16, depth: 1}"
-TRAIN = "train: {images: 128, batch: 64, preview_every: 1000000, save_every: 1000000}"
-RECIPES = {
-    "coded": f"""
-data: digits
-bridge:
-  name: dbae
-  z_dim: 4
-  {NETWORK}
-  encoder: {{name: dense, width: 16, depth: 1}}
-  decoder: {{name: dense, width: 16, depth: 1}}
-solver: {{name: dpmpp, steps: 3}}
-{TRAIN}
-""",
-    "classes": f"""
-data: digits
-conditions: [label]
-bridge: {{name: flow, {NETWORK}}}
-solver: {{name: heun, steps: 2}}
-{TRAIN}
-""",
-    "pairs": f"""
-data:
-  name: paired
-  x0: {{name: moons, n: 200}}
-  x1: {{name: moons, n: 200, std: 0.3}}
-bridge: {{name: ddbm, {NETWORK}}}
-solver: {{name: dpmpp, steps: 2}}
-{TRAIN}
-""",
-    "points": f"""
-data: {{name: gaussian, n: 200}}
-bridge: {{name: flow, {NETWORK}}}
-solver: {{name: heun, steps: 2}}
-{TRAIN}
-""",
-}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A folder with a trained run of each recipe."""
-    folder = tmp_path_factory.mktemp("project")
-    for name, text in RECIPES.items():
-        recipe = Recipe.parse(text, (), label=name)
-        run = Run.create(recipe, folder / "runs" / name)
-        Trainer(run, build(recipe), device="cpu").fit()
-        run.close()
-    return folder
-
-
-@pytest.fixture
-def command(runs, capsys, monkeypatch):
-    """Give a command in that folder; exit code, standard output, standard error."""
-    monkeypatch.chdir(runs)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-
-    def give(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return give
 
 
 def test_sample_again_and_more(command, runs):
@@ -106,15 +38,45 @@ def test_sample_again_and_more(command, runs):
 
 @pytest.mark.parametrize(
     ("name", "first"),
-    [("coded", "reconstruct"), ("classes", "interpolate"), ("points", "interpolate"), ("pairs", "evaluate")],
+    [("coded", "reconstruct"), ("classes", "sample"), ("points", "interpolate"), ("pairs", "evaluate")],
 )
-def test_what_is_suggested_works(command, name, first):
+def test_what_is_suggested_works(command, runs, name, first):
     code, out, _ = command("sample", f"runs/{name}", "-n", "2")
     assert code == 0
-    suggested = re.findall(rf"latentsb (\w+) runs/{name}$", out, flags=re.MULTILINE)
-    assert suggested[0] == first
-    for word in suggested:
-        assert command(word, f"runs/{name}")[0] == 0
+    suggested = re.findall(r"^(?:next:|     ) latentsb (.+)$", out, flags=re.MULTILINE)
+    assert suggested[0].split()[0] == first
+    assert f"evaluate runs/{name}" in suggested
+    run = Run.open(runs / "runs" / name)
+    trained = re.findall(r"latentsb (.+)$", ending(run, run.experiment()), flags=re.MULTILINE)
+    assert f"evaluate {run.path}" in trained
+    assert any("--label 0 --guidance 2" in line for line in trained) == (name == "classes")
+    for line in (*suggested, *trained):
+        assert command(*line.split())[0] == 0, line
+
+
+def test_pairs_are_named_first(command, runs):
+    code, out, _ = command("sample", "runs/pictures", "-n", "3")
+    assert code == 0
+    found = re.search(r"^pairs \(x1, sample, x0 below each other\): (.+)$", out, re.MULTILINE)
+    assert (runs / found[1]).name == "pairs.png"
+    assert (runs / found[1]).is_file()
+    assert "pairs (" not in command("sample", "runs/classes", "-n", "3")[1]
+
+
+@pytest.mark.parametrize(("act", "total"), [("reconstruct", 8), ("interpolate", 4)])
+def test_large_images_are_told_one_by_one(command, runs, monkeypatch, act, total):
+    told = []
+
+    @contextmanager
+    def bar(title, n):
+        yield lambda done: told.append((title, done, n))
+
+    monkeypatch.setattr("latentsb.cli.runs.bar", bar)
+    monkeypatch.setattr("latentsb.generate.NUMBERS", 4 * 64)  # four digits
+    assert command(act, "runs/coded", "-n", total)[0] == 0
+    assert sum(done for _, done, _ in told) == total
+    assert {n for *_, n in told} == {total}
+    assert len(told) == {"reconstruct": 2, "interpolate": 4}[act]
     assert command("interpolate", "runs/pairs")[2] == (
         "interpolate needs codes, or an x1 that the data lead to; 'ddbm' is given its x1\n"
     )
@@ -163,25 +125,13 @@ def test_labels_guidance_and_another_solver(command, runs):
     assert (runs / "runs/points/samples/step-000000002/samples.npz").exists()
 
 
-def test_evaluate_and_report(command, runs):
-    code, out, _ = command("evaluate", "runs/coded", "-n", "30")
-    assert code == 0
-    stored = json.loads((runs / "runs/coded/evaluations/step-000000002-recognised.json").read_text())
-    for name, value in stored["floors"].items():
-        assert re.search(rf"{name} +{value:.3f}", out)
-    assert re.search(rf"samples +{stored['value']:.3f}", out)
-    code, out, _ = command("report", "runs/coded")
-    assert (code, out) == (0, "report: runs/coded/report.html\n")
-    assert "recognised" in (runs / "runs/coded/report.html").read_text()
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
         (
             ["sample", "runs/none"],
             5,
-            r"runs/none is no run: it has no resolved.yaml. Runs there: classes, coded, pairs, points",
+            r"runs/none is no run: it has no resolved.yaml. Runs there: classes, coded, pairs, pictures, points",
         ),
         (["report", "runs/none"], 5, r"runs/none is no run"),
         (["reconstruct", "runs/coded", "none.png"], 3, r"none.png: there is no such file"),
@@ -199,7 +149,13 @@ def test_evaluate_and_report(command, runs):
         (["sample", "runs/coded", "bridge.z_dim=3"], 2, r"override 'bridge.z_dim=3': a trained run can change solver"),
         (["sample", "runs/coded", "solver.stepz=3"], 2, r"override 'solver.stepz=3'.*Did you mean 'steps'"),
         (["evaluate", "runs/coded", "--metrics", "recognized"], 2, r"Did you mean 'recognised'"),
-        (["evaluate", "runs/points"], 7, r"needs labelled data"),
+        (["evaluate", "runs/points", "--metrics", "recognised"], 7, r"needs labelled data"),
+        (["likelihood", "runs/points", "solver.rtol=1e-1"], 2, r"no metric 'solver'.* Did you mean 'likelihood.rtol'"),
+        (
+            ["evaluate", "runs/pictures", "--metrics", "accuracy"],
+            3,
+            r"put .* there, or say where it is: accuracy.classifier.path=",
+        ),
         (["sample", "runs/coded", "--attention", "xformers"], 9, r"xformers"),
         (["sample", "runs/coded", "--device", "cuda"], 9, r"the device 'cuda' cannot be used here"),
         (["sample", "runs/coded", "--device", "nonsense"], 9, r"the device 'nonsense' cannot be used here"),
@@ -276,24 +232,18 @@ def test_all_files_that_cannot_be_read_are_told(command, runs):
     assert [line.split(":")[0] for line in err.splitlines()] == ["bad.png", "nothere.png"]
 
 
-def test_evaluate_says_what_it_adds_to_the_samples(command):
-    command("sample", "runs/classes", "-n", "3")
-    _, out, _ = command("evaluate", "runs/classes", "-n", "40")
-    assert re.search(r"^drew \d\d more samples into runs/classes/samples/step-000000002$", out, re.MULTILINE)
-
-
 def test_an_interruption_says_what_is_there(command, monkeypatch):
     import latentsb.outputs
 
     drawn = latentsb.outputs.sample
 
     def once(experiment, seeds, **how):
-        if seeds[0] > 100:
+        if seeds[0] > 9000:
             raise KeyboardInterrupt
         return drawn(experiment, seeds, **how)
 
     monkeypatch.setattr(latentsb.outputs, "sample", once)
-    code, _, err = command("sample", "runs/coded", "-n", "6", "--seed", "97", "--batch", "4")
+    code, _, err = command("sample", "runs/coded", "-n", "6", "--seed", "8997", "--batch", "4")
     assert code == 130
     assert err == ("interrupted: 4 of 6 drawn in runs/coded/samples/step-000000002; the same command goes on\n")
 
