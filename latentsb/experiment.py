@@ -148,7 +148,7 @@ def _held_out(recipe: Recipe, source: Source, held: Source | None) -> tuple[Sour
     if asked is None:
         return source, None
     if not isinstance(asked, Part):
-        return split(source, asked, recipe.seed)
+        return split(source, asked, recipe.seed, place=recipe.places.get("held_out", ""))
     other: Source = asked.build() if held is None else held
     forms = {"shape": (other.spec.shape, source.spec.shape), "two ends": (other.two_sided, source.two_sided)}
     for name in recipe.conditions:

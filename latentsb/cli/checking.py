@@ -52,16 +52,15 @@ def report(recipe: Recipe) -> None:
         refused.add_note("Parameters, memory and steps are known once this is mended.")
         raise refused
     samples = _tried(faults, DATA, lambda: _usable(experiment.source))
-    if held is not None:
-        _tried(faults, HELD, lambda: _usable(experiment.held))
-    elif DATA not in faults and experiment.held is not None:
-        _tried(faults, DATA, lambda: _usable(experiment.held))
+    kept = None
+    if experiment.held is not None and (held is not None or DATA not in faults):
+        kept = _tried(faults, DATA if held is None else HELD, lambda: _usable(experiment.held))
     if recipe.autoencoder.from_run is None:  # else weights of another run take their place
         _tried(faults, WEIGHTS, experiment.autoencoder.load)
     if DATA not in faults:
         _tried(faults, DATA, lambda: _streams(experiment))
     out.print(_parts(recipe), markup=False)
-    out.print(_shapes(experiment, samples), markup=False)
+    out.print(_shapes(experiment, samples, kept), markup=False)
     if samples is not None and (told := left_out(experiment.source)):
         out.print(told, markup=False)
     out.print(_modules(experiment), markup=False)
@@ -137,12 +136,12 @@ def _data(source: Source, samples: int | None) -> Any:
     return shown
 
 
-def _shapes(experiment: Experiment, samples: int | None) -> Any:
+def _shapes(experiment: Experiment, samples: int | None, held: int | None) -> Any:
     source, latent = experiment.source, experiment.autoencoder.latent
     stored = source.variants * latent.numel * experiment.autoencoder.latent_dtype.itemsize
     shown = _data(source, samples)
     if experiment.held is not None:
-        shown.add_row("samples held out", _held_out(experiment, samples))
+        shown.add_row("samples held out", _held_out(experiment, held))
     fewer = source.spec.numel / latent.numel
     shown.add_row("one latent", _shape(latent) + (f" ({fewer:.3g} times fewer numbers)" if fewer != 1 else ""))
     if samples is not None:
@@ -153,10 +152,10 @@ def _shapes(experiment: Experiment, samples: int | None) -> Any:
     return shown
 
 
-def _held_out(experiment: Experiment, samples: int | None) -> str:
+def _held_out(experiment: Experiment, held: int | None) -> str:
     asked = experiment.recipe.held_out
-    if samples is not None and experiment.held is not None:
-        return f"{len(experiment.held):,}"
+    if held is not None:
+        return f"{held:,}"
     if isinstance(asked, Part) or asked is None:
         return UNKNOWN
     return f"{asked:,}" if asked >= 1 else f"{asked:.3g} of them"

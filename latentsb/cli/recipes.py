@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,8 @@ def check(recipe: RecipeName, overrides: Overrides = None, imports: Imports = No
 
     with nothing_started():
         report(bound)
+    given = [recipe, *(overrides or ()), *(part for target in imports or () for part in ("--import", target))]
+    typer.echo(f"next: latentsb train {shlex.join(given)}")
 
 
 def copy(

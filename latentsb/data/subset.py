@@ -120,7 +120,7 @@ def whole(source: Source) -> Source:
     return source.source if isinstance(source, Subset) else source
 
 
-def split(source: Source, held_out: float, seed: int) -> tuple[Subset, Subset]:
+def split(source: Source, held_out: float, seed: int, *, place: str = "") -> tuple[Subset, Subset]:
     """Split a source into what is trained on and what is held out.
 
     Which samples are held out is a function of the seed and their number alone. Of two unrelated ends as many are held
@@ -130,6 +130,7 @@ def split(source: Source, held_out: float, seed: int) -> tuple[Subset, Subset]:
         source: of all samples.
         held_out: how many are held out: a number from 1 on, or a share in (0, 1), of which at least one.
         seed: of the run.
+        place: where the recipe says how many, for the message.
 
     Returns:
         The two parts; held-out samples are never mirrored.
@@ -143,7 +144,7 @@ def split(source: Source, held_out: float, seed: int) -> tuple[Subset, Subset]:
         n = source.partners if end else len(source)
         k = int(held_out) if held_out >= 1 else max(1, round(held_out * n))
         if k >= n:
-            raise RecipeError([Problem("", "held_out", _too_many(held_out, n, end))])
+            raise RecipeError([Problem(place, "held_out", _too_many(held_out, n, end))])
         order = numpy_generator(seed, f"held out{end}").permutation(n)
         return np.sort(order[k:]), np.sort(order[:k])
 
@@ -157,5 +158,7 @@ def split(source: Source, held_out: float, seed: int) -> tuple[Subset, Subset]:
 
 def _too_many(held_out: float, n: int, end: str) -> str:
     if n == 0:
-        return "the data have no samples of which some could be held out"
-    return f"{held_out:g} cannot be held out of the {n:,} samples{end}; at least one must be left to train on"
+        return "the data have no samples of which some could be held out; leave it out with ~held_out"
+    fewer = f"write fewer (held_out={max(1, n // 10)}), a share (held_out=0.1) or none (~held_out)"
+    few = "write none (~held_out)" if n == 1 else fewer
+    return f"{held_out:g} cannot be held out of the {n:,} samples{end}; at least one must be left to train on: {few}"

@@ -79,6 +79,7 @@ class Recipe:
         hashes: sha256 of each import's source, by file or module name.
         text: the file as given.
         overrides: as given.
+        places: where sections stand that are values of their own, for messages.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Recipe:
     hashes: Mapping[str, str] = field(default_factory=dict)
     text: str = ""
     overrides: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, recipe: str | Path, overrides: Sequence[str] = (), imports: Iterable[str | Path] = ()) -> Recipe:
@@ -225,6 +227,7 @@ def _bind(source: Source, overrides: tuple[str, ...], more: Iterable[str | Path]
         hashes=hashes,
         text=source.text,
         overrides=overrides,
+        places={"held_out": top["held_out"].place} if "held_out" in top else {},
     )
 
 
@@ -347,7 +350,8 @@ def _share(binder: Binder, node: Node | None) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and (0 < value < 1 or int(value) == value >= 1):
         return value
     kinds = "a number of samples >= 1, a share of them between 0 and 1, or data (its name, or a mapping with 'name')"
-    binder.tell(node.place, "held_out", f"expected {kinds}, found {found(node.plain())}")
+    none = "; to hold none out: ~held_out" if value == 0 else ""
+    binder.tell(node.place, "held_out", f"expected {kinds}, found {found(node.plain())}{none}")
     return None
 
 

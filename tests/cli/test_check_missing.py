@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import tarfile
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from latentsb import errors
 from latentsb.cli import main
+from latentsb.networks import attention
 
 QUICK = ("bridge.network.depth=1", "bridge.encoder.width=8", "bridge.decoder.width=8")
 
@@ -78,4 +82,87 @@ def test_with_everything_there_nothing_is_missing(check):
 def test_more_held_out_than_there_is_is_a_mistake_of_the_recipe(check):
     code, _, err = check("digits", "held_out=1797")
     assert code == 2
-    assert "held_out: 1797 cannot be held out of the 1,797 samples" in err
+    assert "override 'held_out=1797': held_out: 1797 cannot be held out of the 1,797 samples" in err
+    assert "(held_out=179), a share (held_out=0.1) or none (~held_out)" in err
+
+
+def test_none_held_out_is_not_a_number(check):
+    code, _, err = check("digits", "held_out=0")
+    assert code == 2
+    assert "to hold none out: ~held_out" in err
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A recipe of four pictures in a folder, and of the same in a shard, with a table beside."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for k in range(4):
+            path = tmp_path / "photos" / f"{k}.png"
+            Image.fromarray(generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
+            label = tmp_path / f"{k}.cls"
+            label.write_text("12" if k == 2 else "3")
+            shard.add(path, path.name)
+            shard.add(label, label.name)
+    (tmp_path / "table.csv").write_text("key,gender,kind\n" + "".join(f"{k},f,{k}\n" for k in range(3)))
+    (tmp_path / "words.csv").write_text("key,gender\n" + "".join(f"{k},f\n" for k in range(4)))
+    network = "network: {name: mlp, width: 8, depth: 1}"
+    end = f"bridge: {{name: flow, {network}}}\ntrain: {{images: 8, batch: 4}}\n"
+    (tmp_path / "photos.yaml").write_text(f"data: {{name: folder, path: photos, size: 8}}\n{end}")
+    (tmp_path / "shard.yaml").write_text(f"data: {{name: tar, paths: shard.tar, size: 8}}\n{end}")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (("shard.yaml", "data.labels=true", "data.classes=10"), "12"),
+        (("photos.yaml", "data.table=table.csv", "data.labels=kind", "data.classes=4"), "no row for 1 of 4 samples"),
+        (("photos.yaml", "data.table=words.csv", "data.attributes=[gender]"), "expected a number"),
+        (("shard.yaml", "data.samples=1000"), "4 images"),
+        (("photos.yaml", "held_out={name: tar, paths: none.tar, size: 8}"), "none.tar"),
+    ],
+)
+def test_what_training_refuses_is_refused(check, pictures, asked, told):
+    code, out, err = check(*asked)
+    assert code == errors.DataError.exit_code
+    name = asked[0].removesuffix(".yaml")
+    what = "the held-out data" if "held_out" in asked[1] else "the data"
+    assert err.splitlines()[0] == f"{name}: all keys are right, but {what} cannot be used:"
+    assert told in err
+    assert "no problems" not in out
+    assert "one sample" in out
+    with pytest.raises(SystemExit) as left:
+        main(("train", *asked))
+    assert left.value.code == errors.DataError.exit_code
+
+
+def test_what_is_at_fault_is_named_and_the_rest_is_told(check, pictures):
+    code, out, err = check("photos.yaml", "autoencoder={name: kl, weights: photos}")
+    assert code == errors.DataError.exit_code
+    assert "all keys are right, but the autoencoder's weights cannot be used:" in err
+    assert told(out, "samples") == "4"
+    code, out, err = check("photos.yaml", "data.table=words.csv", "data.labels=gendre")
+    assert code == errors.DataError.exit_code
+    assert "Did you mean 'gender'" in err
+    assert "without the data" not in out + err
+
+
+def test_the_next_command_trains_the_same(check, pictures):
+    code, out, _ = check("photos.yaml", "held_out={name: folder, path: photos, size: 8}", "train.images=4")
+    assert code == 0
+    last = "next: latentsb train photos.yaml 'held_out={name: folder, path: photos, size: 8}' train.images=4"
+    assert out.splitlines()[-1] == last
+
+
+def test_the_backend_of_attention_is_told_once_the_data_are_ready(check, pictures, caplog):
+    caplog.set_level("INFO")
+    attention._log_once.cache_clear()
+    attention._decide.cache_clear()
+    network = "bridge.network={name: dit, patch: 4, width: 16, depth: 1, heads: 2}"
+    for more, told in (("data.path=nowhere", 0), ("train.images=4", 1)):
+        with pytest.raises(SystemExit) as left:
+            main(("train", "photos.yaml", network, more, "-o", f"runs/{told}"))
+        assert bool(left.value.code) == (not told)
+        assert sum(message.startswith("attention: ") for message in caplog.messages) == told
