@@ -7,7 +7,8 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,12 +184,14 @@ class Stage:
                     self._log()
                 # Before anything may stop here, so that the log does not depend on it.
                 if _crossed(settings.preview_every, before, session.seen) or session.seen >= settings.images:
-                    self._measure()
+                    with self._keeping():
+                        self._measure()
                 reason = self._asked()
                 if reason is not None:
                     return reason
                 if _crossed(settings.preview_every, before, session.seen) and session.seen < settings.images:
-                    self._preview()
+                    with self._keeping():
+                        self._preview()
                 if _crossed(settings.save_every, before, session.seen) and session.seen < settings.images:
                     self._save()
                 self.display.advance(session.seen)
@@ -215,6 +218,16 @@ class Stage:
         means = session.update.means()
         session.logs.update(means)
         self.display.note(session.seen, self.tracker.record(means))
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Save what was trained if something beside training fails, such as a picture."""
+        try:
+            yield
+        except Exception:
+            if parallel.world() == 1:  # of several processes the others may not have failed, and would wait
+                self._save()
+            raise
 
     def _measure(self) -> None:
         """Log the held-out loss of what the last step trained."""

@@ -138,6 +138,20 @@ def test_measuring_leaves_no_trace_and_an_interruption_none_in_the_log(tmp_path,
     assert held_losses(parts) == held_losses(whole_run)
 
 
+def test_nothing_is_lost_where_measuring_fails(tmp_path, train, digests, losses, monkeypatch):
+    def broken(held, phases):
+        raise RuntimeError("measuring failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HeldOut, "measure", broken)
+        with pytest.raises(RuntimeError, match="measuring failed"):
+            train(tmp_path / "parts", text=FLOW)
+    assert Run.open(tmp_path / "parts").checkpoint().state["seen"] == 64  # the first to be measured
+    parts, _ = train(tmp_path / "parts", text=FLOW)
+    whole, _ = train(tmp_path / "whole", text=FLOW)
+    assert digests(parts) == digests(whole)
+
+
 def test_an_alternating_schedule_tells_the_phase_that_was_on(tmp_path, train, recipe_text):
     run, _ = train(tmp_path / "run", "held_out=0.2", "train.preview_every=16", text=recipe_text)
     names = {k for r in run.records() for k in r if k.endswith("held_out_loss")}
