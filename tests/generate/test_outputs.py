@@ -196,7 +196,7 @@ def test_files_are_read_as_the_data_was(experiment, tmp_path):
     # The largest centred square of the wide one is its grey middle; the kernel reaches two pixels beyond it.
     assert float((found.images[2, ..., 2:6] - 1 / 255).abs().max()) < 1e-6
     (tmp_path / "no.png").write_text("not an image")
-    for name, why in (("none.png", "there is no such file"), ("no.png", "cannot identify")):
+    for name, why in (("none.png", "there is no such file"), ("no.png", "is no image of a known format")):
         with pytest.raises(DataError, match=f"{name}: .*{why}"):
             inputs_of(experiment, [tmp_path / name], 0, 0)
     with pytest.raises(ArgumentError, match="found 1798, expected at most 1797"):
