@@ -237,6 +237,21 @@ def test_a_bad_denoiser_is_told_by_how_much(parts):
     assert found.details["worst at σ"] == pytest.approx(10)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_bridge_is_measured_as_it_is_used_and_left_as_it_was(parts, training):
+    # Dropout doubles half of the numbers and loses the others, but in training alone.
+    dropout = torch.nn.Dropout(0.5)
+    bridge = parts.Denoiser(Spec((3,)), lambda y, sigma, cond: dropout(exact(y, sigma, cond)))
+    bridge.network = dropout
+    bridge.train(training)
+    plain = parts.Denoiser(Spec((3,)), exact)
+    found, expected = (
+        Denoising(levels=3).measure(parts.Stand(vectors(500, 0), vectors(300, 1), bridge=b)) for b in (bridge, plain)
+    )
+    assert column(found, "bridge") == column(expected, "bridge")
+    assert (bridge.training, dropout.training) == (training, training)
+
+
 def test_a_figure_on_training_data_says_so(parts):
     x = vectors(100, 0)
     bridge = parts.Denoiser(Spec((3,)), exact)
