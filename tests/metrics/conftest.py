@@ -19,13 +19,24 @@ from latentsb.tensors import Condition, Spec
 
 
 class Stand(Subject):
-    """Training and held-out tensors, a bridge, and samples that are given; counts how often they are drawn."""
+    """Training and held-out tensors, their latents, a bridge, and given samples; counts how often they are drawn."""
 
-    def __init__(self, train, held=None, *, labels=None, held_labels=None, bridge=None, samples=None, classes=None):
+    def __init__(
+        self,
+        train,
+        held=None,
+        *,
+        labels=None,
+        held_labels=None,
+        bridge=None,
+        samples=None,
+        classes=None,
+        latents=lambda x: x,
+    ):
         def data(x, label, held_out):
             cond = {} if label is None else {"label": label}
-            source = ArraySource(x, cond=cond, classes=classes)
-            return Data(source, lambda: source, held_out=held_out)
+            source, coded = (ArraySource(end, cond=cond, classes=classes) for end in (x, latents(x)))
+            return Data(source, lambda: coded, held_out=held_out)
 
         self.train = data(train, labels, False)
         self.held = None if held is None else data(held, held_labels, True)

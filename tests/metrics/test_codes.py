@@ -125,6 +125,21 @@ def test_retrieval_of_a_code_that_keeps_the_class_beats_pca(parts):
     assert found.details["queries"] == 400
 
 
+def test_codes_are_those_of_latents_and_the_floors_those_of_pixels(parts):
+    # The latents are the pixels in reverse order, scaled: their first axes are the pixels' last ones.
+    labels = torch.arange(300) // 3
+    train, held, eye = data(500, 0), data(300, 1), torch.eye(DIM)
+    held[:, -KEPT:] += 2 * torch.randn(100, KEPT, generator=torch.Generator().manual_seed(3))[labels]
+    plain = parts.Stand(train, held, held_labels=labels, bridge=parts.Coder(eye[:, -KEPT:]))
+    bridge = parts.Coder(eye[:, :KEPT])
+    coded = parts.Stand(train, held, held_labels=labels, bridge=bridge, latents=lambda x: 3 * x.flip(1) - 1)
+    expected, found = (Retrieval().measure(subject).details["figures"] for subject in (plain, coded))
+    assert list(found) == ["z, 4 numbers", "PCA, 4 components", "pixels"]
+    for name, figures in found.items():
+        assert figures == pytest.approx(expected[name]), name
+    assert found["z, 4 numbers"]["top1"] > 2 * retrieve(held[:, :KEPT], labels)["top1"]
+
+
 def test_what_is_missing_is_told(parts):
     plain = parts.Denoiser(Spec((DIM,)), lambda y, sigma, cond: y)
     coder = parts.Coder(torch.eye(DIM)[:, :2])
