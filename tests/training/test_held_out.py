@@ -125,6 +125,27 @@ def test_the_loss_is_that_of_the_averaged_weights_row_by_row(tmp_path, train):
     assert losses[320] == pytest.approx(np.mean(alone), rel=1e-5)
 
 
+def test_the_ends_of_a_whole_batch_are_coupled_before_the_loss():
+    # An untrained network's last layer is zero, so the loss is |x1 − x0|². On a line the plan of least cost joins the
+    # sorted ends of a batch; unrelated ends of one law are 2 apart on average.
+    near, far = (f"{{name: gaussian, mean: [0.0], n: 200, seed: {seed}}}" for seed in (1, 2))
+    changes = [
+        f"data={{name: unpaired, x0: {near}, x1: {far}}}",
+        "held_out=64",
+        "bridge.coupling=minibatch_ot",
+        "train.micro_batch=5",
+    ]
+    experiment = build(Recipe.parse(FLOW, changes, label="toy"))
+    session = Session(experiment, 0)
+    held = HeldOut(session, experiment.held, None)
+    found = experiment.held.read(held.rows)
+    x0, x1 = (end.reshape(4, 16).double() for end in (found.x0, found.x1))
+    expected = (x0.sort(1).values - x1.sort(1).values).square().mean().item()
+    assert expected < (x0 - x1).square().mean().item() / 4
+    losses = held.measure(session.schedule.now(0, {}))
+    assert losses == {"held_out_loss": pytest.approx(expected, rel=1e-5)}
+
+
 def test_measuring_leaves_no_trace_and_an_interruption_none_in_the_log(tmp_path, train, digests, losses):
     often, _ = train(tmp_path / "often", "train.preview_every=16", text=FLOW)
     seldom, _ = train(tmp_path / "seldom", "train.preview_every=1_000_000", text=FLOW)
