@@ -14,12 +14,14 @@ from PIL import Image
 from latentsb import parallel
 from latentsb.data.arrays import ArraySource
 from latentsb.data.pairs import Unpaired
+from latentsb.data.source import Items
 from latentsb.data.stream import Stream
 from latentsb.data.subset import Subset, split, whole
 from latentsb.errors import CheckpointError, RecipeError
 from latentsb.experiment import build
 from latentsb.held import HeldOut
 from latentsb.latents import held_latents_of, latents_of
+from latentsb.randomness import Draws
 from latentsb.recipe import Recipe
 from latentsb.report import write_report
 from latentsb.run import Run
@@ -270,3 +272,21 @@ def test_a_subset_reads_like_its_source():
     assert part.read(np.array([1, 0])).x0[:, 0].tolist() == [2, 7]
     assert part.draw_x1(np.array([0]), None, None)[0].item() == 1007
     assert (part.contents(), part.problems()) == ({}, {})
+
+
+class Fresh(ArraySource):
+    """Both ends are new standard normal numbers with every draw."""
+
+    def draw(self, index, variant, draws):
+        return Items(draws.normal("sample", self.samples[index]), self.draw_x1(index, variant, draws))
+
+    def draw_x1(self, index, variant, draws):
+        return draws.normal("sample", self.samples[index])
+
+
+def test_unrelated_ends_of_a_subset_are_drawn_apart():
+    part = Subset(Fresh(torch.zeros(4000, 1), torch.zeros(4000, 1)), range(2000))
+    found = part.draw(np.arange(2000), None, Draws.seeds(range(2000)))
+    # The mean product of independent standard normal numbers has a standard error of 1/√2000.
+    assert abs((found.x0 * found.x1).mean().item()) < 4 / 2000**0.5
+    assert found.x1.square().mean().item() == pytest.approx(1, abs=4 * (2 / 2000) ** 0.5)
