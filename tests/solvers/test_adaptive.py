@@ -122,6 +122,22 @@ def test_planes_agree_on_a_pinned_bridge(oracles, plane):
     torch.testing.assert_close(there.to_y(last.x, x1), y, rtol=0, atol=1e-6)
 
 
+def test_beyond_the_last_time_of_the_denoiser_one_step_is_taken(oracles):
+    """Up to t_max the closed form; beyond it the slope at hand, and no call where the denoiser may not be asked."""
+    bridge = oracles.gaussian(VE(sigma_max=20.0), MEAN, COV, pinned=False)
+    bridge.t_max = 0.9
+    solver = Adaptive(coordinates=NoiseCoordinate(), rtol=1e-9, atol=1e-9)
+    here, last = (bridge.marginal(t * ONE).sigma_eff for t in (0.8, 0.9))
+    state = State(float(here) * X, 0.8 * ONE, Condition())
+    there, _ = solver.step(bridge, state, 0.9 * ONE, Draws.seeds(range(3)), "x1", None)
+    torch.testing.assert_close(there.x, transported(state.x, float(here), float(last)), rtol=0, atol=1e-6)
+    calls = bridge.network.calls
+    beyond, _ = solver.step(bridge, there, ONE, Draws.seeds(range(3)), "x1", None)
+    assert bridge.network.calls == calls + 1
+    slope = (there.x - bridge.denoise(there.x, there.t, there.cond)) / last
+    torch.testing.assert_close(beyond.x, there.x + (20 - last) * slope, rtol=1e-12, atol=0)
+
+
 def test_gradients_pass_through(oracles):
     shift = (0.3 * ONE).requires_grad_()
 
