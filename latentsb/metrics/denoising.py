@@ -170,20 +170,7 @@ class Denoising(Metric):
             chosen = f"{best.name}, {best.shrinkage:g}" if best.shrinkage else best.name
             rows.append((f"{sigma:.3g}", [*own, *others, chosen, float(ratios[k]), float(se[k])]))
         columns = ["σ", "bridge", ERROR, *names, BEST, RATIO, ERROR]
-        encodes = isinstance(bridge, EncodingBridge)
-        sees = "z and x1 of the same sample, beside the noisy latent" if encodes else "the noisy latent"
-        conditions = sorted(bridge.ends.cond)
-        protocol: dict[str, Any] = {
-            **vars(self),
-            "measured_on": subject.test.name,
-            "space": "latents as the bridge sees them",
-            "autoencoder": subject.autoencoder.fingerprint(),
-            "denoiser_sees": f"{sees}{'; conditions: ' + ', '.join(conditions) if conditions else ''}",
-            "gaussians_fitted_on": fitted,
-            "mirror images": subject.train.latents.variants == 2,
-            "shrinkage": f"chosen by {FOLDS}-fold cross-validation on the training latents",
-            "levels_used": list(times),
-        }
+        protocol = self._protocol(subject, bridge, times, fitted)
         worst = int(ratios.argmax())
         details = {
             "count": n,
@@ -208,6 +195,24 @@ class Denoising(Metric):
             of="bridge / best Gaussian, at its worst",
             tables=(Table(title, columns, rows, digits=3),),
         )
+
+    def _protocol(
+        self, subject: Subject, bridge: DenoisingBridge, times: dict[float, Tensor], fitted: int
+    ) -> dict[str, Any]:
+        encodes = isinstance(bridge, EncodingBridge)
+        sees = "z and x1 of the same sample, beside the noisy latent" if encodes else "the noisy latent"
+        conditions = sorted(bridge.ends.cond)
+        return {
+            **vars(self),
+            "measured_on": subject.test.name,
+            "space": "latents as the bridge sees them",
+            "autoencoder": subject.autoencoder.fingerprint(),
+            "denoiser_sees": f"{sees}{'; conditions: ' + ', '.join(conditions) if conditions else ''}",
+            "gaussians_fitted_on": fitted,
+            "mirror images": subject.train.latents.variants == 2,
+            "shrinkage": f"chosen by {FOLDS}-fold cross-validation on the training latents",
+            "levels_used": list(times),
+        }
 
     def picture(self, found: Measured) -> Image | None:
         """Errors over noise levels, both in logarithms."""

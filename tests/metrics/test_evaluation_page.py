@@ -19,8 +19,11 @@ def test_every_metric_is_on_the_page():
 
 
 def test_the_commands_are_understood():
-    for words, settings in re.findall(r"^latentsb evaluate \S+ --metrics (\S+)(?: -n \d+)? ?(.*)$", PAGE, re.MULTILINE):
-        metrics_of(words.split(","), [settings.strip("'")] if settings else [])
+    commands = re.findall(r"^latentsb evaluate \S+ --metrics (\S+)(?: -n \d+)? ?(.*)$", PAGE, re.MULTILINE)
+    assert commands
+    for words, settings in commands:
+        found = metrics_of(words.split(","), [settings.strip("'")] if settings else [])
+        assert list(found) == words.split(",")
 
 
 def test_the_example_is_a_metric(parts, tmp_path, monkeypatch):
