@@ -1,7 +1,8 @@
 """The published table of samplers by our solvers: VP, x0 ~ N(0.25, 0.1²), x1 = −0.1, exact denoiser, no clamping.
 
 The result of a solver is affine in every noise that it draws, so its mean and standard deviation are read off from one
-batch: one trajectory without noise, and one per unit of each noise.
+batch: one trajectory without noise, and one per unit of each noise. A second table has the standard deviation over the
+exact one for Gaussians of other sizes, on two grids.
 
     python benchmarks/golden_table.py
 """
@@ -16,13 +17,14 @@ from torch import Tensor
 
 from latentsb.bridge import State
 from latentsb.randomness import Draws
-from latentsb.solvers.base import StepSolver
+from latentsb.solvers.base import SOLVERS, StepSolver
 from latentsb.solvers.coordinates import NoiseCoordinate
 from latentsb.solvers.exponential import DPMpp, Posterior
-from latentsb.solvers.grid import Karras, LogUniform, Uniform
+from latentsb.solvers.grid import Asinh, Karras, LogUniform, Uniform
 from latentsb.solvers.hybrid import Hybrid
 from latentsb.solvers.ode import Heun
 from latentsb.solvers.start import Boot
+from latentsb.solvers.unipc import UniPC
 from latentsb.tensors import Condition
 
 M0, S0, X1 = 0.25, 0.1, -0.1
@@ -40,6 +42,10 @@ ROWS: dict[str, list[StepSolver]] = {
     "2M, log-uniform grid": [DPMpp(steps=n) for n in (8, 10, 15, 20, 30)],
     "ancestral, log-uniform grid": [Posterior(steps=n, grid=LogUniform(), eta=1.0) for n in (10, 20, 50, 100)],
 }
+
+
+SIZES, CALLS = (0.05, 0.1, 1.0), (8, 16, 20, 32)
+GRIDS = {"loguniform": LogUniform(), "asinh": Asinh()}
 
 
 class Units:
@@ -60,25 +66,32 @@ class Units:
         return out
 
 
-def law(solver: StepSolver) -> tuple[int, float, float]:
+def law(solver: StepSolver, std: float = S0) -> tuple[int, float, float]:
     """Calls, bias of the mean and standard deviation, in units of the exact standard deviation."""
     # The official grid ends at t_min; the others say themselves where they end.
     t_min = 1e-4 if isinstance(solver, Hybrid) else 1e-9
-    bridge = Exact(torch.tensor([[M0]], dtype=torch.float64), torch.tensor([S0], dtype=torch.float64), t_min)
+    bridge = Exact(torch.tensor([[M0]], dtype=torch.float64), torch.tensor([std], dtype=torch.float64), t_min)
     x1 = torch.full((solver.steps + 3, 1), X1, dtype=torch.float64)
     end = solver.run(bridge, State(x1, ONE, Condition({"x1": x1})), cast(Draws, Units()))
     mean, columns = end.x[0], end.x[1:] - end.x[0]
-    return end.calls, float(mean - M0) / S0, float(columns.norm()) / S0
+    return end.calls, float(mean - M0) / std, float(columns.norm()) / std
 
 
 @torch.inference_mode()
 def main() -> None:
-    """Print the table."""
+    """Print both tables."""
     print("| sampler | calls | (mean − m0)/s0 | std/s0 |\n|---|---|---|---|")
     for name, solvers in ROWS.items():
         calls, means, spreads = zip(*map(law, solvers), strict=True)
         cells = (map(str, calls), (f"{m:z.4f}" for m in means), (f"{s:.4f}" for s in spreads))
         print(f"| {name} | " + " | ".join(" / ".join(cell) for cell in cells) + " |", flush=True)
+    sizes = " / ".join(map(str, SIZES))
+    print(f"\n| std/s0 for s0 = {sizes} | " + " | ".join(f"{n} calls" for n in CALLS) + " |\n" + "|---" * 5 + "|")
+    for kind in (UniPC, DPMpp):
+        for word, grid in GRIDS.items():
+            found = [[law(kind(steps=n, grid=grid), size)[2] for size in SIZES] for n in CALLS]
+            cells = (" / ".join(f"{spread:.3f}" for spread in spreads) for spreads in found)
+            print(f"| `{SOLVERS.word_of(kind())}`, {word} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
