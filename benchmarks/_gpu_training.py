@@ -52,7 +52,7 @@ def _train(report: Report, place: Place, what: str, size: tuple[int, int, int, i
 
 def _loop(place: Place, batch: int) -> Loop:
     size = {"width": 24, "depth": 1} if place.quick else {"width": 384, "depth": 12}
-    return dbae(LATENT, "bf16", place.device, z_dim=64, stochastic="false", heads=6, batch=batch, **size)
+    return dbae(LATENT, "bf16", place.device, z_dim=64, channel="exact", heads=6, batch=batch, **size)
 
 
 def dbae_step(report: Report, place: Place) -> None:

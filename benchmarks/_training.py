@@ -24,7 +24,7 @@ data: {{name: gaussian, mean: [0.0], n: 10}}
 bridge:
   name: dbae
   z_dim: {z_dim}
-  stochastic: {stochastic}
+  channel: {{name: {channel}}}
   network: {{name: dit, patch: 2, width: {width}, depth: {depth}, heads: {heads}}}
   encoder: {{name: conv, width: 32, blocks: 1}}
   decoder: {{name: conv, width: 32, blocks: 1}}
@@ -39,7 +39,7 @@ def dbae(shape: tuple[int, ...], precision: str = "fp32", device: str = "cpu", *
         shape: of one latent.
         precision: fp32 or bf16.
         device: of the modules.
-        **settings: z_dim, stochastic, width, depth, heads, batch.
+        **settings: z_dim, channel, width, depth, heads, batch.
     """
     text = DBAE.format(precision=precision, **settings)
     samples = torch.randn((256, *shape), generator=torch.Generator().manual_seed(0))

@@ -87,7 +87,7 @@ def _rates(report: Report, cache: Source, batch: int, count: int, quick: bool) -
 
 def _waits(report: Report, cache: Source, quick: bool) -> None:
     width, depth, batch, steps = (24, 1, 4, 1) if quick else (128, 4, 16, 6)
-    sizes = {"z_dim": 16, "stochastic": "false", "width": width, "depth": depth, "heads": 2, "batch": batch}
+    sizes = {"z_dim": 16, "channel": "exact", "width": width, "depth": depth, "heads": 2, "batch": batch}
     text = DBAE.format(precision="fp32", **sizes)
     memory = ArraySource(cache.read(np.arange(len(cache))).x0, identity={"data": "noise"})
     loops = {"cache": Loop(text, cache), "memory": Loop(text, memory)}

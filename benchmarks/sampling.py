@@ -45,7 +45,7 @@ def measure(quick: bool = False) -> Report:
     }
     for what, (shape, size) in sizes.items():
         tiny = what == "tiny"
-        bridge = dbae(shape, z_dim=8, stochastic="false", batch=1, **(sizes["tiny"][1] if quick else size))
+        bridge = dbae(shape, z_dim=8, channel="exact", batch=1, **(sizes["tiny"][1] if quick else size))
         own = bridge.session.experiment.bridge.eval()
         assert isinstance(own, DenoisingBridge)
         batch = Batch(torch.arange(1), torch.randn(1, *shape))

@@ -71,8 +71,8 @@ def measure(quick: bool = False) -> Report:
     """Compare the loops on half moons in the plane, on digits' latents, and on latents of 32×32×32."""
     report = Report("toy_step", "the trainer beside a bare loop, processor time of whole steps")
     limits(report, repeats=2 if quick else 5, size=64 if quick else 1024)
-    small = {"z_dim": 3, "stochastic": "true", "width": 128, "depth": 4, "heads": 4, "batch": 64}
-    large = {"z_dim": 64, "stochastic": "false", "width": 192, "depth": 6, "heads": 6, "batch": 32}
+    small = {"z_dim": 3, "channel": "clamped", "width": 128, "depth": 4, "heads": 4, "batch": 64}
+    large = {"z_dim": 64, "channel": "exact", "width": 192, "depth": 6, "heads": 6, "batch": 32}
     if quick:
         small |= {"width": 16, "depth": 1, "batch": 4}
         large |= {"width": 24, "depth": 1, "batch": 2}

@@ -163,8 +163,8 @@ class EncodingBridge(DenoisingBridge):
         """`cond` with `x1` added: the other end that belongs to the code."""
 
     @abstractmethod
-    def prior(self, n: int, draws: Draws) -> Condition:
-        """Codes for new samples as `Condition(z=…)`.
+    def new_codes(self, cond: Condition, draws: Draws) -> Condition:
+        """Codes for new samples of these conditions as `Condition(z=…)`, one per row of the draws.
 
         Raises:
             CapabilityError: if no prior has been fitted yet.

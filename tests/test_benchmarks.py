@@ -88,7 +88,7 @@ def test_work_is_counted_as_matrix_products_are(load):
 
 
 def test_the_parts_of_a_step_add_up_to_it(load):
-    loop = load("_training").dbae((2, 4, 4), z_dim=2, stochastic="false", width=8, depth=1, heads=2, batch=2)
+    loop = load("_training").dbae((2, 4, 4), z_dim=2, channel="exact", width=8, depth=1, heads=2, batch=2)
     found = loop.shares(2)
     whole = found.pop("step")
     assert sum(found.values()) == pytest.approx(whole)
@@ -102,7 +102,7 @@ def test_the_bare_loop_has_the_trainers_loss(load, monkeypatch):
     toy = load("toy_step")
     for make in (
         lambda: toy.Loop(toy.MOONS),
-        lambda: toy.dbae((2, 4, 4), z_dim=2, stochastic="false", width=8, depth=1, heads=2, batch=4),
+        lambda: toy.dbae((2, 4, 4), z_dim=2, channel="exact", width=8, depth=1, heads=2, batch=4),
     ):
         bridge = make().session.experiment.bridge
         with torch.no_grad():

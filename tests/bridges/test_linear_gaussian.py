@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from latentsb.bridges.dbae import DBAE
+from latentsb.channels import Clamped
 from latentsb.laws import Ends
 from latentsb.networks.base import Decoder, Encoder, Network
 from latentsb.process.preconditioning import Official, Shifted
@@ -38,7 +39,7 @@ def linear_gaussian(preconditioning, d, times=Uniform(), network=None, q=0.4, e=
         encoder=Enc,
         decoder=Dec,
         z_dim=1,
-        stochastic=True,
+        channel=Clamped(),
         times=times,
         preconditioning=preconditioning,
         **recipe,

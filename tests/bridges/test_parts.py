@@ -9,6 +9,7 @@ from latentsb.bridge import BRIDGES
 from latentsb.bridges.dbae import DBAE
 from latentsb.bridges.flow import Flow
 from latentsb.bridges.score import Score
+from latentsb.channels import Clamped, Exact
 from latentsb.conditioning import drop_conditions
 from latentsb.errors import CapabilityError
 from latentsb.laws import Ends
@@ -96,10 +97,10 @@ def test_stochastic_code_has_the_published_form_and_capacity(gauss):
             encoder=Given,
             decoder=gauss.LinearDecoder,
             z_dim=2,
-            stochastic=which,
+            channel=which,
         )
 
-    bridge = build(True)
+    bridge = build(Clamped())
     mild, extreme = torch.zeros(20_000, 2, dtype=DOUBLE), torch.ones(20_000, 2, dtype=DOUBLE)
     mean = 5 * torch.tanh(given[0, :2] / 5)
     spread = torch.exp(5 * torch.tanh(given[0, 2:] / 5)) + 0.01
@@ -114,6 +115,7 @@ def test_stochastic_code_has_the_published_form_and_capacity(gauss):
     assert gauss.within(limits[:, 0], 5.0)
     assert gauss.within((limits[:, 0] - 5).square(), smallest**2)
     assert 0.5 * math.log2(1 + 25 / smallest**2) == pytest.approx(8.2227, abs=5e-5)
+    assert bridge.channel.capacity == pytest.approx(0.5 * math.log2(1 + 25 / smallest**2))
 
 
 def test_an_encoder_of_pixels_sees_the_pixels(gauss):
@@ -155,15 +157,15 @@ def test_noise_starts_have_the_law_of_the_other_end(gauss):
         torch.testing.assert_close(alone.x[0], state.x[17])
 
 
-def autoencoder(gauss, stochastic=False):
-    weight = torch.cat([gauss.CODE, torch.zeros(1, 2, dtype=DOUBLE)]) if stochastic else gauss.CODE
+def autoencoder(gauss, channel=Exact()):
+    weight = torch.cat([gauss.CODE, torch.zeros(1, 2, dtype=DOUBLE)]) if channel.noisy else gauss.CODE
     return DBAE(
         Ends(Spec((2,), DOUBLE)),
         network=gauss.BridgeOptimum,
         encoder=lambda x, dim: gauss.LinearEncoder(x, dim, weight),
         decoder=lambda dim, out: gauss.LinearDecoder(dim, out, torch.tensor([[0.7], [-1.2]], dtype=DOUBLE)),
         z_dim=1,
-        stochastic=stochastic,
+        channel=channel,
     )
 
 
@@ -176,7 +178,7 @@ def test_start_takes_the_code_from_the_condition_then_the_data_then_the_prior(ga
         bridge.start(Batch(torch.arange(6)), draws)
     bridge.fit(lambda: [gauss.batch(gauss.data(500, seed=1))])
     fresh = bridge.start(Batch(torch.arange(6)), draws)
-    for state, code in ((given, z), (coded, x0 @ gauss.CODE.T), (fresh, bridge.prior(6, draws)["z"])):
+    for state, code in ((given, z), (coded, x0 @ gauss.CODE.T), (fresh, bridge.new_codes(Condition(), draws)["z"])):
         torch.testing.assert_close(state.cond["z"], code)
         torch.testing.assert_close(state.x, code @ bridge.decoder.weight.T)
         torch.testing.assert_close(state.cond["x1"], state.x)
@@ -194,46 +196,46 @@ def test_prior_is_fitted_to_codes_without_dropout(gauss):
     bridge.encoder.register_forward_hook(lambda layer, given, out: torch.zeros_like(out) if layer.training else None)
     bridge.train()
     bridge.fit(lambda: [gauss.batch(x0)])
-    torch.testing.assert_close(bridge.codes.mean, still.mean(0))
+    torch.testing.assert_close(bridge.prior.codes.mean, still.mean(0))
     assert bridge.training
     assert bridge.encoder.training
 
 
 def test_start_codes_data_without_noise(gauss):
     """What stands for data is the mean of its code, though training draws the code."""
-    bridge, x0 = autoencoder(gauss, stochastic=True), gauss.data(6)
+    bridge, x0 = autoencoder(gauss, Clamped()), gauss.data(6)
     state = bridge.start(Batch(torch.arange(6), x0), Draws.seeds(range(6)))
     torch.testing.assert_close(state.cond["z"], 5 * torch.tanh(x0 @ gauss.CODE.T / 5))
 
 
-@pytest.mark.parametrize("stochastic", [False, True])
-def test_prior_is_the_gaussian_of_all_codes(gauss, stochastic):
+@pytest.mark.parametrize("channel", [Exact(), Clamped()])
+def test_prior_is_the_gaussian_of_all_codes(gauss, channel):
     """The mean and covariance of a pass are kept, in any split, in the weights, and said in words."""
-    bridge = autoencoder(gauss, stochastic)
+    bridge = autoencoder(gauss, channel)
     assert "no prior" in bridge.prior_description
     x0 = gauss.data(4000, seed=3)
     parts = [Batch(torch.arange(1000), x0[k : k + 1000], seen=k) for k in range(0, 4000, 1000)]
     bridge.fit(lambda: parts)
     codes = x0 @ gauss.CODE.T
-    if stochastic:
+    if channel.noisy:
         # m = CODE x0 passes the soft clamp; l = 0 gives σ = 1.01, drawn anew for each row.
         codes = 5 * torch.tanh(codes / 5)
         spread = 1.01**2
         total = codes.var(0, correction=0) + spread
         error = total * math.sqrt(2 / 4000)
-        assert bool((bridge.codes.cov[0] - total).abs() < 4 * error)
-        assert bool((bridge.codes.mean - codes.mean(0)).abs() < 4 * 1.01 / math.sqrt(4000))
+        assert bool((bridge.prior.codes.cov[0] - total).abs() < 4 * error)
+        assert bool((bridge.prior.codes.mean - codes.mean(0)).abs() < 4 * 1.01 / math.sqrt(4000))
     else:
-        torch.testing.assert_close(bridge.codes.mean, codes.mean(0))
-        torch.testing.assert_close(bridge.codes.cov[0], codes.var(0, correction=0))
+        torch.testing.assert_close(bridge.prior.codes.mean, codes.mean(0))
+        torch.testing.assert_close(bridge.prior.codes.cov[0], codes.var(0, correction=0))
     assert "4000 encodings" in bridge.prior_description
-    fresh = autoencoder(gauss, stochastic)
+    fresh = autoencoder(gauss, channel)
     fresh.load_state_dict(bridge.state_dict())
     draws = Draws.seeds(range(4000))
-    z = fresh.prior(4000, draws)["z"]
-    torch.testing.assert_close(z, bridge.prior(4000, draws)["z"])
-    assert gauss.within(z, bridge.codes.mean)
-    assert gauss.within((z - bridge.codes.mean).square(), bridge.codes.cov[0])
+    z = fresh.new_codes(Condition(), draws)["z"]
+    torch.testing.assert_close(z, bridge.new_codes(Condition(), draws)["z"])
+    assert gauss.within(z, bridge.prior.codes.mean)
+    assert gauss.within((z - bridge.prior.codes.mean).square(), bridge.prior.codes.cov[0])
 
 
 def test_interpolation_ends_where_reconstruction_does_and_moves_straight_between(gauss):

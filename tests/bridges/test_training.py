@@ -10,6 +10,7 @@ from torch import nn
 from latentsb.bridges.dbae import DBAE
 from latentsb.bridges.flow import Flow
 from latentsb.bridges.score import Score
+from latentsb.channels import Clamped
 from latentsb.laws import Ends
 from latentsb.networks.base import Decoder, Encoder, Network
 from latentsb.process.preconditioning import PRECONDITIONINGS, Official
@@ -163,7 +164,7 @@ def test_linear_gaussian_autoencoder_learns_its_optimum_with_any_endpoint_decode
         encoder=Code,
         decoder=lambda dim, out: type("Dec", (Scaled,), {"d": d})(dim, out),
         z_dim=1,
-        stochastic=True,
+        channel=Clamped(),
         preconditioning=Official(sigma_data=0.5, sigma_end=0.5),
     )
     train(bridge, scalar, steps=200, rows=1024, lr=0.08)

@@ -45,8 +45,8 @@ class DBAE(EncodingBridge):
     def endpoint(self, cond: Condition, x0: Tensor | None, draws: Draws | None) -> Condition:
         return cond.with_(x1=self.decoder(cond["z"]))
 
-    def prior(self, n: int, draws: Draws) -> Condition:
-        z = draws.normal("z", torch.zeros(n, self.z_dim, device=self.device))
+    def new_codes(self, cond: Condition, draws: Draws) -> Condition:
+        z = draws.normal("z", torch.zeros(draws.size, self.z_dim, device=self.device))
         for k in reversed(range(1, 11)):
             z = z - 0.1 * self.code_network(z, torch.tensor(k / 10), Condition())
         return Condition({"z": z})
@@ -62,7 +62,7 @@ class DBAE(EncodingBridge):
     def start(self, batch: Batch, draws: Draws, towards: End = "x0") -> State:
         if towards == "x1":
             raise CapabilityError("DBAE runs towards x0")
-        codes = batch.cond if "z" in batch.cond else self.prior(len(batch), draws)
+        codes = batch.cond if "z" in batch.cond else self.new_codes(batch.cond, draws)
         cond = self.endpoint(codes, batch.x0, draws)
         return State(cond["x1"], torch.tensor(1.0, dtype=torch.float64), cond)
 

@@ -25,7 +25,7 @@ def test_a_preview_before_the_prior_is_fitted_fits_one_aside(tiny, tmp_path):
     rows = np.asarray(Image.open(first))
     assert rows.std() > 0
     experiment = tiny.experiment(device="cpu")
-    experiment.bridge.codes.count.zero_()
+    experiment.bridge.prior.codes.count.zero_()
     with pytest.raises(CapabilityError, match="no prior over z"):
         preview(experiment, tmp_path / "p.png", stage="bridge")
 
