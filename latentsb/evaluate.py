@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors.torch import save
 from torch import Tensor
 
+from latentsb.bridge import Bridge
 from latentsb.data.record import RECORD
 from latentsb.data.source import Source
+from latentsb.data.subset import whole
 from latentsb.disk import disk_error
 from latentsb.errors import CapabilityError, Error, Problem, RecipeError, nearest
-from latentsb.experiment import Experiment
+from latentsb.experiment import Experiment, build
 from latentsb.generate import labels_of, reconstruct, starts
 from latentsb.latents import held_latents_of, latents_of
 from latentsb.metrics.base import METRICS, Data, Drawn, Measured, Metric, Progress, Subject, stamp
@@ -31,6 +35,7 @@ from latentsb.results import Reconstruction
 from latentsb.run import Run
 from latentsb.solvers.base import Solver
 from latentsb.tensors import Condition
+from latentsb.weights import read
 
 __all__ = ["RunSubject", "evaluate", "fitting", "metrics_of"]
 
@@ -181,6 +186,30 @@ class RunSubject(Subject):
         label = known.get("label")
         return labels_of(self.bridge, seeds, None).get("label") if label is None else label
 
+    def untrained(self) -> Bridge:
+        """Built anew from the recipe, whose seed gives the weights that training began with."""
+        known = self.experiment
+        fresh = build(known.recipe, weights=False, source=whole(known.source), held=known.held)
+        return fresh.bridge.to(self.bridge.device).eval()
+
+    def kept(self, name: str, of: Mapping[str, Any], compute: Callable[[], Tensor]) -> Tensor:
+        """Read back from `NAME/` beside the runs, which share what they have in common; else computed and kept there.
+
+        What lies there can be removed, and where nothing can be written it is computed each time.
+        """
+        digest = hashlib.sha256(json.dumps({"name": name, **of}, sort_keys=True, default=str).encode()).hexdigest()
+        path = self.run.path.resolve().parent / name / f"{digest[:32]}.safetensors"
+        try:
+            return read(path)[name]
+        except (Error, KeyError):
+            found = compute()
+        with suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_name(f".{path.name}-{os.getpid()}")
+            partial.write_bytes(save({name: found.contiguous()}))
+            partial.replace(path)
+        return found
+
     def reconstruct(
         self, images: Tensor, *, mode: Literal["faithful", "perceptual"], seed: int, cond: Condition
     ) -> Reconstruction:
@@ -251,8 +280,9 @@ def store(subject: RunSubject, name: str, metric: Metric, found: Measured) -> No
     del content["hidden"]
     count = {"count": found.details["count"]} if "count" in found.details else {}
     solver = {"solver": describe(subject.solver or experiment.solver)} if subject.used else {}
-    known = stamp(name, {**found.protocol, "data": identity_of(run, experiment)})
-    facts |= {**content, **count, **solver, "samples": list(subject.used), "stamp": known}
+    data = identity_of(run, experiment)
+    facts |= {**content, **count, **solver, "samples": list(subject.used), "data": digest_of(data)}
+    facts["stamp"] = stamp(name, {**found.protocol, "data": data})
     usual = run.path / "evaluations" / f"step-{experiment.step:09d}-{name}.json"
     path = place(usual, facts)
     if path != usual:
@@ -280,6 +310,11 @@ def place(path: Path, facts: Mapping[str, Any]) -> Path:
         return path
     digest = hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest()
     return path.with_stem(f"{path.stem}-{digest[:8]}")
+
+
+def digest_of(data: Any) -> str:
+    """Twelve letters that are equal where two runs have the same data."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def identity_of(run: Run, experiment: Experiment) -> Any:

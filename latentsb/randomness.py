@@ -108,6 +108,16 @@ class Draws:
         """Independent draws for the same rows."""
         return Draws(self.streams, self.size, (*self.path, name))
 
+    def select(self, rows: range) -> Draws:
+        """Draws of some of the rows, numbered from zero again: the numbers that these rows have among all."""
+        place = {row: k for k, row in enumerate(rows)}
+        streams = []
+        for stream in self.streams:
+            kept = [(offset, place[row]) for offset, row in zip(stream.offsets, stream.rows, strict=True) if row in place]
+            if kept:
+                streams.append(_Stream(stream.key, *zip(*kept, strict=True)))
+        return Draws(tuple(streams), len(rows), self.path)
+
     def normal(self, name: str, like: Tensor) -> Tensor:
         """Standard normal numbers of the shape, dtype and device of `like`, shape (B, …).
 

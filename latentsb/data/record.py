@@ -218,7 +218,7 @@ class Recorded(Source):
         self.identity = dict(record["identity"])
         self.found, self.files, self.why = found, files, "the data are gone"
         if found is not None:
-            self.x0, self.x1 = found.x0, found.x1
+            self.x0, self.x1, self.factors = found.x0, found.x1, found.factors
 
     def __len__(self) -> int:
         return self.samples
@@ -249,6 +249,10 @@ class Recorded(Source):
     def names(self) -> list[str] | None:
         """Those of the data."""
         return self.same.names()
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """Those of the data, if they are the same."""
+        return self.same.words(name)
 
     def contents(self) -> Mapping[str, str]:
         """sha256 of each file then."""

@@ -19,7 +19,27 @@ from latentsb.randomness import Draws
 from latentsb.registry import Registry
 from latentsb.tensors import Spec
 
-__all__ = ["SOURCES", "Items", "Source"]
+__all__ = ["SOURCES", "Factor", "Items", "Source"]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What one column of the condition `attributes` holds.
+
+    Args:
+        name: of the attribute.
+        values: all that it may take, ascending; its classes are their positions.
+        categorical: the values are names without an order.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    categorical: bool = False
+
+    def classes(self, column: Tensor) -> Tensor:
+        """Position of the nearest value of each, int64, the shape of the column."""
+        values = torch.tensor(self.values, dtype=torch.float64)
+        return torch.bucketize(column.double(), (values[1:] + values[:-1]) / 2)
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,7 @@ class Source(ABC):
     Attributes:
         spec: shape of one sample; three dimensions are an image.
         cond: shapes of the conditions that come with each sample.
+        factors: what the columns of the condition `attributes` hold, where the data are made from them; else none.
         variants: 2 where samples may be mirrored, else 1.
         two_sided: samples have an x1.
         paired: the x1 of a sample is its partner (else it is an unrelated draw).
@@ -54,6 +75,7 @@ class Source(ABC):
 
     spec: Spec
     cond: Mapping[str, Spec]
+    factors: tuple[Factor, ...] = ()
     variants: int = 1
     two_sided: bool = False
     paired: bool = False
@@ -79,6 +101,10 @@ class Source(ABC):
     def names(self) -> list[str] | None:
         """A name for each sample by which partners are found; None where samples have no names."""
         return None
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """Names of the classes of `label`, of the columns of `attributes`; empty where they have only numbers."""
+        return ()
 
     def contents(self) -> Mapping[str, str]:
         """sha256 of each file of the data, by name; empty where the data are no files of their own each."""
@@ -161,6 +187,8 @@ SOURCES: Registry[Source] = Registry(
         "latentsb.data.tar",
         "latentsb.data.arrays",
         "latentsb.data.toys",
+        "latentsb.data.eot",
+        "latentsb.data.sprites",
         "latentsb.data.pairs",
     ),
 )

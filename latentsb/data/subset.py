@@ -37,6 +37,7 @@ class Subset(Source):
     ) -> None:
         self.source, self._asked, self._others_asked = source, rows, others
         self.spec, self.cond, self.variants = source.spec, source.cond, source.variants
+        self.factors = source.factors
         self.two_sided, self.paired = source.two_sided, source.paired
         self.x0, self.x1 = source.x0, source.x1
 
@@ -70,6 +71,10 @@ class Subset(Source):
         """Those of the samples that are chosen."""
         known = self.source.names()
         return None if known is None else [known[row] for row in self.rows.tolist()]
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """Those of the whole source."""
+        return self.source.words(name)
 
     def contents(self) -> Mapping[str, str]:
         """Those of the whole source."""

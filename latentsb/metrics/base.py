@@ -140,6 +140,20 @@ class Subject(ABC):
         """
         raise CapabilityError("nothing can be reconstructed here")
 
+    def untrained(self) -> Bridge | None:
+        """The bridge as it was before training, on its device; None where that cannot be built."""
+        return None
+
+    def kept(self, name: str, of: Mapping[str, Any], compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` gives, read back where it was computed from the same before; by default it never is.
+
+        Args:
+            name: of such things: `features`.
+            of: JSON values that identify what is computed, all that it depends on.
+            compute: gives it, on the CPU.
+        """
+        return compute()
+
     def known(self, cond: Mapping[str, Tensor]) -> Condition:
         """Those of the data's conditions that the bridge is given."""
         return Condition({name: value for name, value in cond.items() if name in self.bridge.ends.cond})
@@ -158,12 +172,15 @@ class Table:
         columns: heads; the first is that of the names of the rows.
         rows: a name and its numbers, or texts, or None for what does not apply.
         digits: of each number, as shown.
+        better: which numbers of a column are better, `lower` or `higher`, by its head; a column of standard errors
+            follows its own, under a head that begins with ±.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Row]
     digits: int = 4
+    better: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,6 +196,8 @@ class Measured:
         digits: behind the point, as shown.
         tables: what a reader looks at.
         hidden: names of details that are too long to be shown.
+        error: standard error of `value`, where it is known.
+        better: which values are better, `lower` or `higher`; nothing where neither is.
     """
 
     value: float
@@ -189,6 +208,8 @@ class Measured:
     digits: int = 3
     tables: Sequence[Table] = ()
     hidden: frozenset[str] = frozenset()
+    error: float | None = None
+    better: str = ""
 
 
 class Metric(ABC):
@@ -231,5 +252,5 @@ def stamp(word: str, protocol: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-WORDS = ("accuracy", "denoising", "likelihood", "recognised", "reconstruction", "retrieval")
+WORDS = ("accuracy", "denoising", "frechet", "likelihood", "recognised", "reconstruction", "retrieval")
 METRICS: Registry[Metric] = Registry("metric", Metric, homes=tuple(f"latentsb.metrics.{word}" for word in WORDS))
