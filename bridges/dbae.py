@@ -130,4 +130,4 @@ class DBAE(CodingBridge):
         if self.endpoint_weight:
             error = (cond["x1"] - x0).square().flatten(1).mean(1)
             found = Loss(found.total + self.endpoint_weight * error, {"denoising": found.total, "endpoint": error})
-        return self.charged(found, law, x0)
+        return self.charged(found, law, batch, draws)

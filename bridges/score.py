@@ -7,10 +7,10 @@ from torch import Tensor
 
 from latentsb.bridge import BRIDGES, DenoisingBridge, End, State
 from latentsb.conditioning import drop_conditions
-from latentsb.denoising import denoised, denoising_loss, require_times
-from latentsb.errors import ArgumentError
+from latentsb.denoising import denoised, denoising_loss, require_noise, require_times
 from latentsb.laws import Ends
 from latentsb.networks.base import Network
+from latentsb.process.distances import Distance, Squared
 from latentsb.process.marginal import Marginal
 from latentsb.process.preconditioning import Preconditioning, Shifted
 from latentsb.process.reference import ScalarReference
@@ -43,6 +43,7 @@ class Score(DenoisingBridge):
         preconditioning: scales of the network's input and output.
         times: law of the training times; the default is EDM's for data of unit variance.
         weight: w, on the squared error of x0.
+        distance: between what the network predicts and what it should; `absolute` in the place of the square.
         dropout: share of training rows whose label and attributes are hidden, so that samples can be guided.
 
     Raises:
@@ -61,17 +62,13 @@ class Score(DenoisingBridge):
         preconditioning: Preconditioning = Shifted(),
         times: TimeDistribution = LogNormalSigma(mean=-0.5),
         weight: Weight = Unit(),
+        distance: Distance = Squared(),
         dropout: Fraction = 0.1,
     ) -> None:
         super().__init__()
-        if reference.total < 100:
-            raise ArgumentError(
-                "reference",
-                f"must end in noise: rho2 = {reference.total:.3g} at t = 1, expected at least 100 (a 'vp' needs "
-                "beta_min + beta_d/2 >= 4.7, such as beta_d: 19.9)",
-            )
+        require_noise(reference)
         self.ends, self.reference, self.preconditioning = ends, reference, preconditioning
-        self.times, self.weight, self.dropout = times, weight, dropout
+        self.times, self.weight, self.distance, self.dropout = times, weight, distance, dropout
         require_times(times, self)
         self.network = network(ends.spec, ends.cond)
 
@@ -86,7 +83,8 @@ class Score(DenoisingBridge):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """`w(t) |D(x_t, t) − x0|²`, mean over a sample, shape (B,)."""
-        return denoising_loss(self, batch.data, None, drop_conditions(batch.cond, self.dropout, draws), draws)
+        cond = drop_conditions(batch.cond, self.dropout, draws)
+        return denoising_loss(self, batch.data, None, cond, draws, self.distance)
 
     def start(self, batch: Batch, draws: Draws, towards: End = "x0") -> State:
         """Noise `N(0, α_1² ρ²_1)` at t = 1; towards x1 the data at t = 0."""

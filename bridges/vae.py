@@ -81,4 +81,4 @@ class VAE(CodingBridge):
         """The loss of the class, per number of x0, shape (B,)."""
         x0, law = batch.data, self.code_law(batch.data, batch.images)
         error = (self.decoder(law.draw(draws)) - x0).square().flatten(1).mean(1)
-        return self.charged(Loss(error, {"reconstruction": error}), law, x0)
+        return self.charged(Loss(error, {"reconstruction": error}), law, batch, draws)

@@ -150,9 +150,11 @@ class EncodingBridge(DenoisingBridge):
 
     Attributes:
         z_dim: length of the code.
+        inverts: `endpoint` infers x1 from the data; else the code alone determines its law.
     """
 
     z_dim: int
+    inverts: bool = False
 
     @abstractmethod
     def encode(self, x0: Tensor, draws: Draws | None = None, images: Tensor | None = None) -> Condition:
@@ -161,6 +163,11 @@ class EncodingBridge(DenoisingBridge):
     @abstractmethod
     def endpoint(self, cond: Condition, x0: Tensor | None, draws: Draws | None) -> Condition:
         """`cond` with `x1` added: the other end that belongs to the code."""
+
+    @property
+    def awaits_prior(self) -> bool:
+        """Whether new codes have to wait for a stage that trains the prior; never by default."""
+        return False
 
     @abstractmethod
     def new_codes(self, cond: Condition, draws: Draws) -> Condition:

@@ -13,7 +13,7 @@ from latentsb.autoencoder import Autoencoder
 from latentsb.bridge import Bridge
 from latentsb.data.source import Source
 from latentsb.data.subset import split
-from latentsb.errors import CheckpointError, Problem, RecipeError, nearest
+from latentsb.errors import CapabilityError, CheckpointError, Problem, RecipeError, nearest
 from latentsb.laws import Ends
 from latentsb.randomness import key_of
 from latentsb.recipe import Part, Recipe
@@ -201,10 +201,15 @@ def _check(experiment: Experiment, borrowed: set[str]) -> None:
     if "bridge" in trained and "autoencoder" in trained[trained.index("bridge") :]:
         problems.append(Problem("", "stages", "the autoencoder cannot be trained after the bridge that lives in it"))
     for i, stage in enumerate(recipe.stages):
-        trainable, _ = experiment.trainable(stage.train)
+        trainable, part = experiment.trainable(stage.train)
         if not any(p.numel() for p in trainable.parameters()):
             word = recipe.parts[stage.train.partition(".")[0]].name
             problems.append(Problem("", f"stages.{i}", f"'{word}' has no parameters to train"))
+            continue
+        try:
+            trainable.schedule(part)
+        except CapabilityError as error:
+            problems.append(Problem("", f"stages.{i}.train", str(error)))
     if problems:
         raise RecipeError(problems)
 

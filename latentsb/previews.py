@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from latentsb.bridge import EncodingBridge
 from latentsb.experiment import Experiment
@@ -25,7 +26,7 @@ def preview(experiment: Experiment, path: Path, *, stage: str) -> bool:
 
     Of a bridge: samples, between x1 and x0 where the data has pairs, and for one with an encoder images over what it
     and the autoencoder make of them. Of an autoencoder: images over what it makes of them. Vectors become a scatter
-    plot.
+    plot. While a prior over codes waits for a stage of its own, there are no samples to show.
 
     Args:
         experiment: with the weights to show.
@@ -45,26 +46,31 @@ def preview(experiment: Experiment, path: Path, *, stage: str) -> bool:
     n = settings.n if pictures else max(settings.n, POINTS)
     items = experiment.source.read(np.arange(min(n, len(experiment.source))))
     real, seeds = items.x0, range(settings.seed, settings.seed + n)
+    if stage == "autoencoder":
+        rows = [real, experiment.autoencoder.round_trip(real.to(experiment.device)).cpu()]
+    else:
+        rows = _of_bridge(experiment, seeds, real if pictures else None, Condition(dict(items.cond)))
+    if not rows:
+        return False
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}")
-    if stage == "autoencoder":
-        made = experiment.autoencoder.round_trip(real.to(experiment.device)).cpu()
-    else:
-        made = sample(experiment, seeds).images
-    if pictures:
-        pairs = None if stage == "autoencoder" else partners(experiment, seeds)
-        rows = [real, made] if stage == "autoencoder" else [made]
-        if pairs is not None and pairs.x1 is not None:
-            rows = [pairs.x1, made, pairs.x0]
-        if stage != "autoencoder" and isinstance(experiment.bridge, EncodingBridge):
-            found = reconstruct(experiment, real, cond=Condition(dict(items.cond)))
-            rows += [found.originals, found.autoencoder, found.bridge]
-        picture = show(torch.cat(rows), columns=len(rows[0]))
-    else:
-        picture = show(made, beside=real)
+    picture = show(torch.cat(rows), columns=len(rows[0])) if pictures else show(rows[-1], beside=real)
     picture.save(partial, format="PNG")
     partial.replace(path)
     return True
+
+
+def _of_bridge(experiment: Experiment, seeds: range, real: Tensor | None, cond: Condition) -> list[Tensor]:
+    """Rows of a bridge's preview; of vectors, which are not reconstructed, `real` is None."""
+    bridge, rows = experiment.bridge, []
+    if not (isinstance(bridge, EncodingBridge) and bridge.awaits_prior):
+        made = sample(experiment, seeds).images
+        pairs = None if real is None else partners(experiment, seeds)
+        rows = [made] if pairs is None or pairs.x1 is None else [pairs.x1, made, pairs.x0]
+    if real is not None and isinstance(bridge, EncodingBridge):
+        found = reconstruct(experiment, real, cond=cond)
+        rows += [found.originals, found.autoencoder, found.bridge]
+    return rows
 
 
 def _shown(spec: Spec) -> bool:

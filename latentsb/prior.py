@@ -12,8 +12,9 @@ from latentsb.laws import FittedGaussian
 from latentsb.randomness import Draws
 from latentsb.registry import Registry
 from latentsb.tensors import Condition, Spec
+from latentsb.trainable import Loss
 
-__all__ = ["PRIORS", "GaussianPrior", "Prior"]
+__all__ = ["PRIORS", "GaussianPrior", "LearnedPrior", "Prior"]
 
 
 class Prior(nn.Module, ABC):
@@ -46,7 +47,47 @@ class Prior(nn.Module, ABC):
         """What new codes are drawn from, for the reader of samples."""
 
 
-PRIORS: Registry[Prior] = Registry("prior", Prior, homes=("latentsb.prior",))
+class LearnedPrior(Prior):
+    """A prior with weights: trained on the codes of a frozen encoder in a stage of its own, or beside the encoder.
+
+    Attributes:
+        joint: it is trained in the stage of the bridge; its own loss does not move the encoder.
+        renew: images between two looks at the statistics of the codes, in a joint training.
+        weight: of `L_PR = E[−ln p(z) − H(q(z | x0))]` in the bridge's loss, which moves encoder and prior.
+    """
+
+    joint: bool = False
+    renew: int
+    weight: float = 0.0
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether training has begun, so that codes can be drawn."""
+
+    @abstractmethod
+    def normalise(self, mean: Tensor, std: Tensor, count: int) -> None:
+        """Keep the statistics of the training codes.
+
+        Args:
+            mean: of each number, shape (Z,).
+            std: its standard deviation, shape (Z,).
+            count: codes behind them.
+        """
+
+    @abstractmethod
+    def loss(self, z: Tensor, cond: Condition, draws: Draws) -> Loss:
+        """Training loss of codes of shape (B, Z) and their conditions, per sample."""
+
+    @abstractmethod
+    def nats(self, z: Tensor, cond: Condition, draws: Draws) -> Tensor:
+        """Unbiased estimate of an upper bound of `−ln p(z | cond)`, differentiable in z and the weights, shape (B,)."""
+
+    def fit(self, codes: Iterable[Tensor]) -> None:
+        """Nothing: it is trained."""
+
+
+PRIORS: Registry[Prior] = Registry("prior", Prior, homes=("latentsb.prior", "latentsb.learned_prior"))
 
 
 @PRIORS.register("gaussian")

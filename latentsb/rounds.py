@@ -30,23 +30,34 @@ class Renewal(Round):
     Args:
         number: of the round, from 0.
         resumed: training was interrupted inside this round.
+        part: what the stage trains.
         source: of the data.
+        images: pixels beside it, where they are needed.
         seed: of the run.
         purpose: names the stage's draws.
         device: on which rows are made.
     """
 
     def __init__(
-        self, number: int, *, resumed: bool, source: Source, seed: int, purpose: str, device: torch.device
+        self,
+        number: int,
+        *,
+        resumed: bool,
+        part: str = "",
+        source: Source,
+        images: Source | None = None,
+        seed: int,
+        purpose: str,
+        device: torch.device,
     ) -> None:
-        self.number, self.resumed = number, resumed
-        self.source, self.seed, self.purpose, self.device = source, seed, purpose, device
+        self.number, self.resumed, self.part, self.size = number, resumed, part, len(source) * source.variants
+        self.source, self.images, self.seed, self.purpose, self.device = source, images, seed, purpose, device
 
     def simulate(
         self, name: str, rows: int, make: Callable[[Batch, Draws], Mapping[str, Tensor]]
     ) -> Mapping[str, Tensor]:
         """Make a table; see `Round.simulate`."""
-        stream = Stream(self.source, self.seed, BLOCK)
+        stream = Stream(self.source, self.seed, BLOCK, images=self.images)
         count = -(-rows // BLOCK)
         blocks: list[Mapping[str, Tensor] | None] = [None] * count
         for k in range(parallel.rank(), count, parallel.world()):

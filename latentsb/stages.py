@@ -191,10 +191,14 @@ class Session:
                 self.trainable.fit(passes_of(source, images, self.experiment.device, limit=FIT_SOME))
             yield replace(self.experiment, step=self.step, seen=self.seen, weights="ema" if self.ema else "model")
 
-    def renew(self, source: Source) -> None:
+    def renew(self, source: Source, images: Source | None) -> None:
         """Begin the schedule's present round, where it is not begun: averaged weights in place, nothing trained.
 
         What the method itself changes (buffers, weights) stays; everything else is as before.
+
+        Args:
+            source: of what the stage trains on.
+            images: pixels beside it, where they are needed.
         """
         number = self.schedule.round(self.seen)
         if number == self.round and self.begun:
@@ -202,7 +206,9 @@ class Session:
         renewal = Renewal(
             number,
             resumed=number == self.round,
+            part=self.part,
             source=source,
+            images=images,
             seed=self.experiment.recipe.seed,
             purpose=self.update.purpose,
             device=self.experiment.device,

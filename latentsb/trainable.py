@@ -56,9 +56,13 @@ class Round(ABC):
         number: of the round, from 0.
         resumed: training was interrupted inside this round. The method renews as before, with the same weights of
             what the round does not train, but must not apply a second time what changes weights or buffers.
+        part: what the stage trains, as `Trainable.schedule` was told.
+        size: samples of the data, mirrored ones counted.
     """
 
     number: int
+    part: str = ""
+    size: int = 0
     resumed: bool = False
 
     @abstractmethod

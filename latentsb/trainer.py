@@ -199,7 +199,7 @@ class Stage:
 
     def _step(self, batch: Batch) -> None:
         session = self.session
-        session.renew(self.source)
+        session.renew(self.source, self.images)
         self.phases = session.schedule.now(session.seen, session.logs)
         asked = self.signals.reason() if parallel.world() > 1 else None
         flags = session.update.step(

@@ -93,7 +93,12 @@ class Decoder(nn.Module, ABC):
 NETWORKS: Registry[Network] = Registry(
     "network",
     Network,
-    homes=("latentsb.networks.transformer", "latentsb.networks.unet", "latentsb.networks.mlp"),
+    homes=(
+        "latentsb.networks.transformer",
+        "latentsb.networks.unet",
+        "latentsb.networks.mlp",
+        "latentsb.networks.skips",
+    ),
 )
 ENCODERS: Registry[Encoder] = Registry("encoder", Encoder, homes=("latentsb.networks.encoder",))
 DECODERS: Registry[Decoder] = Registry("decoder", Decoder, homes=("latentsb.networks.decoder",))

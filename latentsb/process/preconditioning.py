@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentsb.errors import ArgumentError
+from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.process.marginal import Marginal
 from latentsb.ranges import Positive, enforce
 from latentsb.registry import Registry
 from latentsb.tensors import expand_as
 
-__all__ = ["PRECONDITIONINGS", "Coefficients", "Official", "Preconditioning", "Shifted"]
+__all__ = ["PRECONDITIONINGS", "Coefficients", "Noise", "Official", "Preconditioning", "Shifted"]
 
 LEVELS = (1e-5, 1e3)
 """Range of the noise level that a network is told, in units of the data; beyond it the input no longer changes."""
@@ -162,4 +162,36 @@ class Official(Preconditioning):
             shift=torch.zeros_like(a),
             # The offset is the published one; it keeps t = 0 finite.
             noise=250 * (t.to(torch.float64) + 1e-44).log(),
+        )
+
+
+@PRECONDITIONINGS.register("noise")
+@dataclass(frozen=True, kw_only=True)
+class Noise(Preconditioning):
+    """The network predicts the noise ε of `x = a x1 + b x0 + √c ε`, from the state as it is.
+
+    `skip = 1/b`, `out = −√c/b`, `scale_in = 1`, `shift = a`, `noise = t`; with the weight `unit` the loss is
+    `|F − ε|²`. Where no signal is left (`b = 0`) the noise says nothing about x0, so a pinned bridge at t = 1 and a
+    flow have no denoiser of this form.
+
+    Source: Ho et al. 2020, Denoising diffusion probabilistic models, Eq. 14.
+    """
+
+    def coefficients(self, marginal: Marginal, t: Tensor) -> Coefficients:
+        """See the class.
+
+        Raises:
+            CapabilityError: at a time without signal.
+        """
+        if bool((marginal.b == 0).any()):
+            raise CapabilityError(
+                "the preconditioning 'noise' needs signal at every time, and there is none at t = 1; use 'shifted'"
+            )
+        t = t.to(torch.float64)
+        return Coefficients(
+            skip=1 / marginal.b,
+            out=-marginal.std / marginal.b,
+            scale_in=torch.ones_like(marginal.b),
+            shift=marginal.a,
+            noise=t.expand_as(marginal.b),
         )

@@ -7,9 +7,9 @@ import torch
 from scipy.integrate import quad
 from torch.testing import assert_close
 
-from latentsb.errors import ArgumentError
+from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.process.marginal import Marginal
-from latentsb.process.preconditioning import PRECONDITIONINGS, Official, Shifted
+from latentsb.process.preconditioning import PRECONDITIONINGS, Noise, Official, Shifted
 from latentsb.process.references import VE, VP
 
 # t, c_in, c_skip, c_out of the published form with sd = se = 0.5; VP with beta_min 0.1, beta_d 2
@@ -104,7 +104,7 @@ def test_initial_loss_under_a_wrong_covariance():
     assert_close(loss, expected, rtol=0, atol=6e-5)
 
 
-@pytest.mark.parametrize("rule", [Shifted(sigma_data=0.5), Official()])
+@pytest.mark.parametrize("rule", [Shifted(sigma_data=0.5), Official(), Noise()])
 def test_weighted_error_is_the_error_of_the_output(rule, reference, t):
     draw = torch.randn(4, len(t), 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x0, x1, noise, output = draw.unbind()
@@ -215,4 +215,31 @@ def test_impossible_arguments_are_named():
 
 
 def test_words():
-    assert PRECONDITIONINGS.names() == ["official", "shifted"]
+    assert PRECONDITIONINGS.names() == ["noise", "official", "shifted"]
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_what_noise_predicts_is_the_noise(reference, t, pinned):
+    m = reference.pinned(t) if pinned else reference.noised(t)
+    x0, x1, noise = torch.randn(3, len(t), 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64).unbind()
+    end = x1 if pinned else None
+    k, x = Noise().coefficients(m, t), m.sample(x0, end, noise)
+    assert_close(k.target(x, end, x0), noise, rtol=1e-7, atol=1e-7)
+    assert_close(k.enter(x, end), x - m.a[:, None] * x1 if pinned else x, rtol=0, atol=0)
+    assert_close(k.noise, t, rtol=0, atol=0)
+
+
+def test_noise_needs_signal():
+    with pytest.raises(CapabilityError, match="signal at every time"):
+        Noise().coefficients(VP().pinned(scalar(1.0)), scalar(1.0))
+
+
+def test_the_published_schedule_of_latent_priors():
+    """1,000 steps of β = 0.008 leave (1 − β)^500 = 0.0180 of the signal; in continuous time e^{−4} = 0.0183."""
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    published = (1 - 0.008) ** (torch.arange(1001, dtype=torch.float64) / 2)
+    m = VP(beta_min=8.0, beta_d=0.0).noised(t)
+    # ln(1 − β) = −β − β²/2 − …: 500 steps of β²/2 make 1.6 %.
+    assert_close(m.b, published, rtol=0.0165, atol=0)
+    assert float(m.b[-1]) == pytest.approx(math.exp(-4))
+    assert_close(m.c, 1 - m.b**2, rtol=1e-9, atol=1e-12)
