@@ -72,9 +72,10 @@ class Accuracy(Metric):
         spec = subject.bridge.ends.cond["label"]
         if not isinstance(network, Classifier) or network.classes != spec.classes:
             raise CapabilityError(f"{network.name} does not tell the {spec.classes} classes of these data apart")
-        shape = subject.train.source.spec.shape
-        if network.images.shape != shape:
-            raise CapabilityError(f"{network.name} reads images of shape {network.images.shape}, the data have {shape}")
+        try:
+            network.check(subject.train.source.spec.shape)
+        except ArgumentError as error:
+            raise CapabilityError(str(error)) from error
         return network.to(subject.bridge.device)
 
     def measure(self, subject: Subject) -> Measured:
@@ -103,7 +104,7 @@ class Accuracy(Metric):
         best = max(shares, key=lambda scale: shares[scale])
         rows += self._floors(subject, network, real, width, n)
         rows.append(("chance", [1 / network.classes, None, None, None, None]))
-        columns = ["", "accuracy", "± SE", "spread within classes / real", f"{network.name} Fréchet distance", "images"]
+        columns = ["", "accuracy", "± SE", "spread within classes / real", network.frechet_name, "images"]
         protocol: dict[str, Any] = {
             "classifier": network.identity(),
             "guidance": list(self.guidance),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,15 +11,20 @@ import torch
 from torch import Tensor
 
 from latentsb.bridge import EncodingBridge, require
+from latentsb.endpoints import Endpoint, EndpointBridge
+from latentsb.errors import ArgumentError, CapabilityError, DataError
 from latentsb.metrics.base import METRICS, Measured, Metric, Subject, Table
 from latentsb.metrics.linear import Components
+from latentsb.metrics.perceptual import Distance, Perceptual
 from latentsb.metrics.similarity import mse, psnr, ssim
 from latentsb.ranges import Count, enforce
+from latentsb.registry import describe
 
 __all__ = ["Reconstructed"]
 
 MODES: tuple[Literal["faithful", "perceptual"], ...] = ("faithful", "perceptual")
 AUTOENCODER, MEAN = "autoencoder alone", "mean image"
+BETTER = {"MSE on [0, 1]": "lower"} | dict.fromkeys(("PSNR of mean MSE", "mean PSNR", "SSIM"), "higher")
 
 
 @METRICS.register("reconstruction")
@@ -31,16 +37,22 @@ class Reconstructed(Metric):
     error, `−10 log10 mean MSE`, and the mean over images of each one's own, which is never smaller. PCA and the mean
     image are fitted to training images, and clamped to the range of images like the rest.
 
+    A perceptual distance is measured if one is asked for; no other ever stands in for it.
+
     Source: Wang et al. 2004 (SSIM); Kim et al. 2025, Diffusion bridge autoencoders, Table 2.
 
     Args:
         images: held-out images.
         fitted_on: training images, at most, that PCA is fitted to.
+        perceptual: a distance beside (`latentsb list perceptual`); none if None.
+        endpoint: another way to x1 than the recipe's (`latentsb list endpoint`), where the bridge leaves that open.
         seed: of the choice of images, of PCA and of the draws.
     """
 
     images: Count = 500
     fitted_on: Count = 20_000
+    perceptual: Perceptual | None = None
+    endpoint: Endpoint | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,12 +64,36 @@ class Reconstructed(Metric):
         return "the bridge has codes" if isinstance(subject.bridge, EncodingBridge) else ""
 
     def require(self, subject: Subject) -> None:
-        """The bridge must encode."""
+        """The bridge must encode, and the perceptual distance's files be there."""
         require(subject.bridge, EncodingBridge, "the metric 'reconstruction'")
+        if self.endpoint is not None:
+            require(subject.bridge, EndpointBridge, "reconstruction.endpoint")
+        if self.perceptual is not None:
+            try:
+                self.perceptual.require()
+            except DataError as error:  # which speaks of its own keys
+                told = re.sub(r"((?:network\.)?path=…)", r"reconstruction.perceptual.\1", str(error))
+                raise DataError(told) from error
+
+    def load(self, subject: Subject) -> Distance | None:
+        """The perceptual distance, on the bridge's device.
+
+        Raises:
+            CapabilityError: if it reads other images.
+        """
+        if self.perceptual is None:
+            return None
+        distance = self.perceptual.load()
+        try:
+            distance.check(subject.train.source.spec.shape)
+        except ArgumentError as error:
+            raise CapabilityError(str(error)) from error
+        return distance.to(subject.bridge.device)
 
     def measure(self, subject: Subject) -> Measured:
         """Measure; the value is the faithful decoding's mean squared error on [0, 1] (of vectors as they are)."""
         bridge = require(subject.bridge, EncodingBridge, "the metric 'reconstruction'")
+        distance = self.load(subject)
         rows = subject.test.rows(self.images, self.seed, "reconstructed images")
         items = subject.test.read(rows)
         cond = subject.known(items.cond)
@@ -65,7 +101,7 @@ class Reconstructed(Metric):
         made: dict[str, Tensor] = {}
         calls = {}
         for mode in MODES:
-            found = subject.reconstruct(items.x0, mode=mode, seed=self.seed, cond=cond)
+            found = subject.reconstruct(items.x0, mode=mode, seed=self.seed, cond=cond, endpoint=self.endpoint)
             made[f"bridge, {mode}"], calls[mode] = found.bridge, found.calls
             if not subject.autoencoder.is_identity:
                 made[AUTOENCODER] = found.autoencoder
@@ -74,14 +110,24 @@ class Reconstructed(Metric):
         made |= {own: linear.round_trip(x), MEAN: linear.mean.reshape(1, *x.shape[1:]).expand_as(x)}
         pictures = x.ndim == 4
         figures = {name: compare(x, y.float(), pictures=pictures) for name, y in made.items()}
-        columns = ["", "MSE on [0, 1]", "± SE", "PSNR of mean MSE", "mean PSNR", "SSIM"]
+        if distance is not None:
+            for name, y in made.items():
+                apart = distance.between(x, y.float().clamp(-1, 1)).double()
+                figures[name] |= {"perceptual": float(apart.mean()), "perceptual_se": _se(apart)}
+        better = dict(BETTER if pictures else {"MSE": "lower"})
+        better |= {} if distance is None else {distance.name: "lower"}
+        columns = ["", "MSE on [0, 1]", "± SE", "PSNR of mean MSE", "mean PSNR", "± SE", "SSIM", "± SE"]
+        columns = columns if pictures else ["", "MSE", "± SE"]
         table = Table(
             f"{len(x)} samples of the {subject.test.name}, code of {bridge.z_dim} numbers",
-            columns if pictures else ["", "MSE", "± SE"],
+            columns if distance is None else [*columns, distance.name, "± SE"],
             [(name, list(row.values())) for name, row in figures.items()],
+            better=better,
         )
         protocol: dict[str, Any] = {
             **vars(self),
+            "perceptual": None if distance is None else distance.identity(),
+            "endpoint": describe(self.endpoint or getattr(bridge, "chosen", None)),
             "measured_on": subject.test.name,
             "count": len(x),
             "z_dim": bridge.z_dim,
@@ -96,6 +142,8 @@ class Reconstructed(Metric):
             {"count": len(x), "figures": figures, "calls": calls, "measured on": subject.test.name},
             of="bridge, faithful: MSE",
             digits=5,
+            error=figures["bridge, faithful"]["se"],
+            better="lower",
             tables=(table,),
             hidden=frozenset(("figures", "calls")),
         )
@@ -119,13 +167,16 @@ def compare(originals: Tensor, made: Tensor, *, pictures: bool) -> dict[str, flo
     errors = mse(a, b).double()
     mean = float(errors.mean())
     parts = [ssim(a[k : k + 256], b[k : k + 256], data_range=1.0) for k in range(0, len(a), 256)]
-    each = float(psnr(a, b, data_range=1.0).mean())
+    each, alike = psnr(a, b, data_range=1.0).double(), torch.cat(parts).double()
+    finite = bool(each.isfinite().all())
     return {
         "mse": mean,
         "se": _se(errors),
         "psnr_of_mean_mse": -10 * math.log10(mean) if mean > 0 else None,
-        "mean_psnr": each if math.isfinite(each) else None,
-        "ssim": float(torch.cat(parts).mean()),
+        "mean_psnr": float(each.mean()) if finite else None,
+        "mean_psnr_se": _se(each) if finite else None,
+        "ssim": float(alike.mean()),
+        "ssim_se": _se(alike),
     }
 
 

@@ -59,10 +59,11 @@ def ssim(x: Tensor, y: Tensor, *, data_range: float = 2.0) -> Tensor:
         Shape (B,), in [-1, 1].
 
     Raises:
-        ValueError: if the images are not of four dimensions, or of different shapes.
+        ValueError: if the images are not of four dimensions, or of different shapes, or the channels come last: such
+            a mistake would pass unseen, and give another and larger figure.
     """
     x, y = _alike(x, y)
-    if x.ndim != 4:
+    if x.ndim != 4 or (x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4):
         raise ValueError(f"ssim compares images of shape (B, C, H, W), found {tuple(x.shape)}")
     b, c = x.shape[:2]
     maps = torch.stack([x, y, x * x, y * y, x * y]).reshape(5 * b * c, 1, *x.shape[2:])

@@ -47,7 +47,7 @@ class Stand(Subject):
         self.drawn += 1
         return self.given(guidance) if callable(self.given) else Drawn(self.given)
 
-    def reconstruct(self, images, *, mode, seed, cond):
+    def reconstruct(self, images, *, mode, seed, cond, endpoint=None):
         z = self.bridge.encode(images)["z"]
         made = self.bridge.decode(z).reshape(images.shape)
         noise = {"faithful": 0.0, "perceptual": 1.0}[mode]
@@ -101,7 +101,7 @@ class Coder(EncodingBridge):
     def endpoint(self, cond, x0=None, draws=None):
         return cond
 
-    def prior(self, n, draws):
+    def new_codes(self, cond, draws):
         raise NotImplementedError
 
     def denoise(self, x, t, cond):
