@@ -15,6 +15,7 @@ from latentsb.data.source import Source
 from latentsb.data.subset import split
 from latentsb.errors import CapabilityError, CheckpointError, Problem, RecipeError, nearest
 from latentsb.laws import Ends
+from latentsb.networks.base import Encoder
 from latentsb.randomness import key_of
 from latentsb.recipe import Part, Recipe
 from latentsb.solvers.base import Solver
@@ -135,6 +136,7 @@ def build(
     if weights:
         if recipe.autoencoder.from_run is None:
             autoencoder.load()
+        _load_encoders(bridge, tuple(part.key for part in borrowed))
         for part in borrowed:
             _borrow(experiment, part)
     for module in experiment.modules.values():
@@ -212,6 +214,13 @@ def _check(experiment: Experiment, borrowed: set[str]) -> None:
             problems.append(Problem("", f"stages.{i}.train", str(error)))
     if problems:
         raise RecipeError(problems)
+
+
+def _load_encoders(bridge: Bridge, borrowed: tuple[str, ...]) -> None:
+    """Read the pretrained weights of the bridge's encoders, but of those that another run's weights replace."""
+    for name, module in bridge.named_modules(prefix="bridge"):
+        if isinstance(module, Encoder) and not any(f"{name}.".startswith(f"{key}.") for key in borrowed):
+            module.load()
 
 
 def _problem(part: Part, message: str) -> Problem:

@@ -62,7 +62,12 @@ class Encoder(nn.Module, ABC):
     Args:
         x: shape of the input.
         dim: length of the output.
+
+    Attributes:
+        sees_images: its input must be pixels in [-1, 1], as that of pretrained weights.
     """
+
+    sees_images: bool = False
 
     def __init__(self, x: Spec, dim: int) -> None:
         super().__init__()
@@ -71,6 +76,15 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, *x.shape) to (B, dim)."""
+
+    def load(self) -> None:
+        """Read the pretrained weights that the recipe names; called once, on the CPU, where a run begins.
+
+        Not called where all weights are overwritten anyway, nor where only shapes are asked for. Nothing by default.
+
+        Raises:
+            DataError: if they are missing or do not fit; says what to put where.
+        """
 
 
 class Decoder(nn.Module, ABC):
@@ -100,5 +114,9 @@ NETWORKS: Registry[Network] = Registry(
         "latentsb.networks.skips",
     ),
 )
-ENCODERS: Registry[Encoder] = Registry("encoder", Encoder, homes=("latentsb.networks.encoder",))
+ENCODERS: Registry[Encoder] = Registry(
+    "encoder",
+    Encoder,
+    homes=("latentsb.networks.encoder", "latentsb.networks.encoder_timm", "latentsb.networks.encoder_unet"),
+)
 DECODERS: Registry[Decoder] = Registry("decoder", Decoder, homes=("latentsb.networks.decoder",))

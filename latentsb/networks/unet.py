@@ -21,7 +21,7 @@ from latentsb.tensors import Condition, Spec
 if TYPE_CHECKING:
     from diffusers.models import UNet2DModel
 
-__all__ = ["MapAttention", "UNet"]
+__all__ = ["MapAttention", "UNet", "check_heads", "common_groups"]
 
 
 class MapAttention(Dispatched):
@@ -104,7 +104,7 @@ class UNet(Network):
         sides = [max(x.shape[1:]) >> level for level in range(len(channels))]
         attends = [side <= attention for side in sides]
         if attention:
-            _check_heads(channels, attends, head_dim)
+            check_heads(channels, attends, head_dim)
         self.factor, self.checkpointing = 2 ** (len(channels) - 1), False
         self.time = TimeEmbedding(4 * width)
         self.conditioning = Conditioning(x, self.cond_spec, 4 * width)
@@ -184,7 +184,7 @@ def _body(attends: list[bool], **config: Any) -> UNet2DModel:
     """
     from diffusers.models import UNet2DModel  # a second of import
 
-    groups = _groups(config["block_out_channels"])
+    groups = common_groups(config["block_out_channels"])
     model = UNet2DModel(
         down_block_types=tuple("AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attends),
         up_block_types=tuple("AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attends)),
@@ -201,7 +201,7 @@ def _body(attends: list[bool], **config: Any) -> UNet2DModel:
     return model
 
 
-def _groups(channels: tuple[int, ...]) -> int:
+def common_groups(channels: tuple[int, ...]) -> int:
     """Groups of the group norms: at most 32, equal at all levels, of four channels or more where there are that many.
 
     Groups of one channel on a 1x1 map would be normalised to zero.
@@ -229,7 +229,12 @@ def _check_shapes(x: Spec, out: Spec, multipliers: tuple[int, ...]) -> None:
         )
 
 
-def _check_heads(channels: tuple[int, ...], attends: list[bool], head_dim: int) -> None:
+def check_heads(channels: tuple[int, ...], attends: list[bool], head_dim: int) -> None:
+    """See that heads of this width fit every level that has attention, and the last, which the middle follows.
+
+    Raises:
+        ArgumentError: if they do not; names the nearest that do.
+    """
     with_attention = {n for n, a in zip(channels, attends, strict=True) if a} | {channels[-1]}
     if any(n % head_dim for n in with_attention):
         common = math.gcd(*with_attention)
