@@ -21,6 +21,7 @@ from latentsb.data.record import RECORD
 from latentsb.data.source import Source
 from latentsb.data.subset import whole
 from latentsb.disk import disk_error
+from latentsb.endpoints import Endpoint
 from latentsb.errors import CapabilityError, Error, Problem, RecipeError, nearest
 from latentsb.experiment import Experiment, build
 from latentsb.generate import labels_of, reconstruct, starts
@@ -211,12 +212,25 @@ class RunSubject(Subject):
         return found
 
     def reconstruct(
-        self, images: Tensor, *, mode: Literal["faithful", "perceptual"], seed: int, cond: Condition
+        self,
+        images: Tensor,
+        *,
+        mode: Literal["faithful", "perceptual"],
+        seed: int,
+        cond: Condition,
+        endpoint: Endpoint | None = None,
     ) -> Reconstruction:
         """As `latentsb reconstruct` does it."""
         with self.watch(f"reconstructing, {mode}", len(images)) as advance:
             return reconstruct(
-                self.experiment, images, mode=mode, seed=seed, cond=cond, solver=self.solver, progress=advance
+                self.experiment,
+                images,
+                mode=mode,
+                endpoint=endpoint,
+                seed=seed,
+                cond=cond,
+                solver=self.solver,
+                progress=advance,
             )
 
 
