@@ -13,8 +13,8 @@ import latentsb
 ROOT = Path(__file__).parents[1]
 ROOMS = ("autoencoders", "bridges")
 ENGINE = """
-    bench checkpoint evaluate experiment fetch generate guard held latents outputs pictures previews
-    progress report results rounds run stages tracking trained trainer update
+    bench checkpoint codefiles codes compare edits evaluate experiment fetch generate guard held latents outputs pictures
+    previews progress report results rounds run stages tasks tracking trained trainer update walks
 """.split()
 RANKS = [
     {"registry", "errors", "tensors", "randomness", "ranges", "parallel", "disk"},
@@ -29,7 +29,7 @@ RANKS = [
 ]
 LATE = {  # imported inside the function that needs it, and only there
     "diffusers": ("autoencoders/", "latentsb/networks/"),
-    "timm": ("autoencoders/", "latentsb/networks/", "latentsb/metrics/"),
+    "timm": ("autoencoders/", "latentsb/networks/", "latentsb/features/"),
     "xformers": ("latentsb/networks/attention.py",),
     "accelerate": ("latentsb/trainer.py",),
     "sklearn": ("",),

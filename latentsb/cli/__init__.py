@@ -29,7 +29,9 @@ COMMANDS = (
     "latentsb.cli.recipes",
     "latentsb.cli.train",
     "latentsb.cli.runs",
+    "latentsb.cli.tasks",
     "latentsb.cli.likelihood",
+    "latentsb.cli.compare",
     "latentsb.cli.fetch",
 )
 

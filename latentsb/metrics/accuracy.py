@@ -119,7 +119,16 @@ class Accuracy(Metric):
             protocol,
             {"count": n, **details, "class balance of the answers": _balance(details["confusion"][f"{best:g}"])},
             of=f"samples, guidance {best:g}",
-            tables=(Table(f"{network.name} on class-conditional samples", columns, rows),),
+            error=math.sqrt(shares[best] * (1 - shares[best]) / n),
+            better="higher",
+            tables=(
+                Table(
+                    f"{network.name} on class-conditional samples",
+                    columns,
+                    rows,
+                    better={"accuracy": "higher", network.frechet_name: "lower"},
+                ),
+            ),
             hidden=frozenset(("confusion", "per_class")),
         )
 

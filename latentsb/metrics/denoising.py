@@ -193,7 +193,9 @@ class Denoising(Metric):
             protocol,
             details,
             of="bridge / best Gaussian, at its worst",
-            tables=(Table(title, columns, rows, digits=3),),
+            error=float(se[worst]),
+            better="lower",
+            tables=(Table(title, columns, rows, digits=3, better={"bridge": "lower", RATIO: "lower"}),),
         )
 
     def _protocol(

@@ -136,11 +136,14 @@ class LogLikelihood(Metric):
                 "calls": calls,
             },
             of="bits per dimension",
+            error=figures["bridge"][3],
+            better="lower",
             tables=(
                 Table(
                     f"ln p of {len(rows)} samples, {subject.test.name}",
                     ("", "nats/dim", "± SE", "bits/dim", "± SE"),
                     list(figures.items()),
+                    better={"nats/dim": "higher", "bits/dim": "lower"},
                 ),
             ),
         )

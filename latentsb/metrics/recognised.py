@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,8 +78,9 @@ class Recognised(Metric):
         noise = rng.standard_normal((self.drawn, real.shape[1])).clip(-1, 1)
         kind = "pixels" if items.x0.ndim == 4 else "samples"
         gaussian = rng.multivariate_normal(real.mean(0), np.cov(real.T), self.drawn).clip(-1, 1)
+        recognised = share(samples)
         return Measured(
-            share(samples),
+            recognised,
             {"real, held out": share(real[held]), f"Gaussian of the {kind}": share(gaussian), "noise": share(noise)},
             {
                 "classifier": f"logistic regression on {kind}, C = 1",
@@ -93,4 +95,6 @@ class Recognised(Metric):
                 "per_class": counts,
                 "accuracy_held_out": float(classifier.score(real[held], labels[held])),
             },
+            error=math.sqrt(recognised * (1 - recognised) / len(samples)),
+            better="higher",
         )

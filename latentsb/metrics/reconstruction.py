@@ -125,9 +125,8 @@ class Reconstructed(Metric):
             better=better,
         )
         protocol: dict[str, Any] = {
-            **vars(self),
+            **{key: value for key, value in vars(self).items() if key != "endpoint"},  # which is compared
             "perceptual": None if distance is None else distance.identity(),
-            "endpoint": describe(self.endpoint or getattr(bridge, "chosen", None)),
             "measured_on": subject.test.name,
             "count": len(x),
             "z_dim": bridge.z_dim,
@@ -135,11 +134,14 @@ class Reconstructed(Metric):
             "range": "[0, 1], PCA and all others clamped" if pictures else "as they are",
             "pca_fitted_on": linear.fitted_on,
         }
+        details = {"count": len(x), "figures": figures, "calls": calls, "measured on": subject.test.name}
+        if isinstance(bridge, EndpointBridge):
+            details["endpoint"] = describe(self.endpoint or bridge.chosen)
         return Measured(
             figures["bridge, faithful"]["mse"] or 0.0,
             {name: row["mse"] or 0.0 for name, row in figures.items() if name != "bridge, faithful"},
             protocol,
-            {"count": len(x), "figures": figures, "calls": calls, "measured on": subject.test.name},
+            details,
             of="bridge, faithful: MSE",
             digits=5,
             error=figures["bridge, faithful"]["se"],

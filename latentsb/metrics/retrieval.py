@@ -91,6 +91,7 @@ class Retrieval(Metric):
                 *((name, [f["top1"], _se(f["top1"], n), f["map"]]) for name, f in figures.items()),
                 ("chance", [guess, None, None]),
             ],
+            better=dict.fromkeys(("first answer right", "mAP"), "higher"),
         )
         protocol: dict[str, Any] = {
             **vars(self),
@@ -107,6 +108,8 @@ class Retrieval(Metric):
             protocol,
             {"count": len(label), "queries": n, "figures": figures, "measured on": data.name},
             of=f"{own}: first answer right",
+            error=_se(figures[own]["top1"], n),
+            better="higher",
             tables=(table,),
             hidden=frozenset(("figures",)),
         )

@@ -32,8 +32,12 @@ CONTRACTS = (
     "latentsb.channels",
     "latentsb.prior",
     "latentsb.normalisers",
+    "latentsb.blends",
+    "latentsb.endpoints",
+    "latentsb.directions",
     "latentsb.metrics.base",
     "latentsb.features",
+    "latentsb.metrics.perceptual",
 )
 
 
