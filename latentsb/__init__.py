@@ -14,7 +14,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from latentsb.autoencoder import AUTOENCODERS, Autoencoder
     from latentsb.bridge import BRIDGES, Bridge, DenoisingBridge, EncodingBridge, State
+    from latentsb.codes import encode
+    from latentsb.edits import direction_of, edit
     from latentsb.errors import ArgumentError, CapabilityError, Error, RecipeError
+    from latentsb.generate import reconstruct, sample
     from latentsb.laws import Ends
     from latentsb.networks.base import NETWORKS, Network
     from latentsb.process.marginal import Marginal
@@ -25,11 +28,15 @@ if TYPE_CHECKING:
     from latentsb.solvers.base import SOLVERS, Solver
     from latentsb.tensors import Batch, Condition, Spec
     from latentsb.trainable import Loss, Phase, Trainable
+    from latentsb.walks import interpolate, interpolate_sheet
 
 _HOMES = {
     "latentsb.autoencoder": ("AUTOENCODERS", "Autoencoder"),
     "latentsb.bridge": ("BRIDGES", "Bridge", "DenoisingBridge", "EncodingBridge", "State"),
+    "latentsb.codes": ("encode",),
+    "latentsb.edits": ("direction_of", "edit"),
     "latentsb.errors": ("ArgumentError", "CapabilityError", "Error", "RecipeError"),
+    "latentsb.generate": ("reconstruct", "sample"),
     "latentsb.laws": ("Ends",),
     "latentsb.networks.base": ("NETWORKS", "Network"),
     "latentsb.process.marginal": ("Marginal",),
@@ -40,6 +47,7 @@ _HOMES = {
     "latentsb.solvers.base": ("SOLVERS", "Solver"),
     "latentsb.tensors": ("Batch", "Condition", "Spec"),
     "latentsb.trainable": ("Loss", "Phase", "Trainable"),
+    "latentsb.walks": ("interpolate", "interpolate_sheet"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -73,7 +81,14 @@ __all__ = [
     "State",
     "Trainable",
     "__version__",
+    "direction_of",
+    "edit",
+    "encode",
+    "interpolate",
+    "interpolate_sheet",
     "load_run",
+    "reconstruct",
+    "sample",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What a trained experiment makes: samples, reconstructions, interpolations.
+"""What a trained experiment makes: samples and reconstructions.
 
 All functions work on contracts; a capability that a bridge lacks is a `CapabilityError` that names the bridges
 which have it. Row i of every result depends on its own seed, not on its neighbours.
@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentsb.bridge import BRIDGES, Bridge, DenoisingBridge, EncodingBridge, State, require
+from latentsb.bridge import Bridge, EncodingBridge, State, require
 from latentsb.data.source import Items, Source
+from latentsb.endpoints import Endpoint, EndpointBridge
 from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.experiment import Experiment
 from latentsb.guided import Guided
 from latentsb.randomness import Draws
-from latentsb.results import Interpolation, Reconstruction, Samples
-from latentsb.solvers.base import SOLVERS, Solver
+from latentsb.results import Reconstruction, Samples
+from latentsb.solvers.base import SOLVERS, Solver, counting
 from latentsb.tensors import Batch, Condition
 
-__all__ = ["Mode", "interpolate", "reconstruct", "sample", "slerp"]
+__all__ = ["Mode", "decoding", "reconstruct", "sample"]
 
 Progress = Callable[[int], None]
 Mode = Literal["faithful", "perceptual"]
@@ -105,18 +106,20 @@ def reconstruct(
     images: Tensor,
     *,
     mode: Mode = "faithful",
+    endpoint: Endpoint | None = None,
     seed: int = 0,
     cond: Condition | None = None,
     solver: Solver | None = None,
     batch: int | None = None,
     progress: Progress | None = None,
 ) -> Reconstruction:
-    """Encode images to z, and decode z alone.
+    """Encode images to z, and decode z: alone, unless the bridge infers its x1 from the data too (`inverts`).
 
     Args:
         experiment: with trained weights, whose bridge is an `EncodingBridge`.
         images: shape (B, C, H, W) in [-1, 1], or vectors.
         mode: see `Mode`.
+        endpoint: another way to x1 than the bridge's own, of an `EndpointBridge`.
         seed: of the first row's perceptual draw; row i has seed + i.
         cond: conditions of the rows; what the bridge knows and `cond` lacks is absent.
         solver: of perceptual draws, in place of the recipe's.
@@ -125,22 +128,25 @@ def reconstruct(
 
     Raises:
         ArgumentError: if the images have another shape than the data.
-        CapabilityError: if the bridge has no encoder.
+        CapabilityError: if the bridge has no encoder, or its code determines x1 and another one is asked for.
     """
     bridge = require(experiment.bridge, EncodingBridge, "reconstruct")
+    if endpoint is not None:
+        bridge = require(bridge, EndpointBridge, "another endpoint").choosing(endpoint)
     check_shape(experiment, images)
     decoder = decoding(mode, solver or experiment.solver)
     cond = complete(cond or Condition(), bridge, len(images))
     parts: list[Reconstruction] = []
-    for rows in blocks(len(images), batch or together(images)):
+    for rows in blocks(len(images), batch or together(images[0].numel())):
         held = images[rows].to(experiment.device)
         latents = experiment.autoencoder.encode(held)
         z = bridge.encode(latents, None, held)["z"]
         known = cond.select(rows).to(experiment.device).with_(z=z)
         draws = Draws.seeds(range(seed + rows.start, seed + rows.start + len(held)))
-        solved = decoder.run(bridge, endpoint(bridge, known, draws.fork("start")), draws.fork("solve"))
+        with counting(bridge) as count:
+            x = decoder.run(bridge, begun(bridge, known, latents, draws.fork("start")), draws.fork("solve")).x
         decode = experiment.autoencoder.decode
-        parts.append(Reconstruction(held.cpu(), decode(latents).cpu(), decode(solved.x).cpu(), z.cpu(), solved.calls))
+        parts.append(Reconstruction(held.cpu(), decode(latents).cpu(), decode(x).cpu(), z.cpu(), count.calls))
         if progress is not None:
             progress(len(held))
 
@@ -150,118 +156,9 @@ def reconstruct(
     return Reconstruction(whole("originals"), whole("autoencoder"), whole("bridge"), whole("z"), parts[0].calls)
 
 
-@torch.no_grad()
-def interpolate(
-    experiment: Experiment,
-    images: Tensor,
-    *,
-    frames: int = 9,
-    mode: Mode = "perceptual",
-    seed: int = 0,
-    cond: Condition | None = None,
-    solver: Solver | None = None,
-    batch: int | None = None,
-    progress: Progress | None = None,
-) -> Interpolation:
-    """Walk between images 0 and 1, 2 and 3, and so on.
-
-    An `EncodingBridge` mixes linearly in z, and all frames of a pair share their noise. Any other bridge is run
-    along its probability-flow ODE to x1, mixed there on the great circle, and run back.
-
-    Args:
-        experiment: with trained weights.
-        images: an even number, shape (2P, C, H, W) in [-1, 1].
-        frames: per pair, ends included.
-        mode: how an `EncodingBridge` decodes; see `Mode`.
-        seed: of the noise that frames share; pair p has seed + p.
-        cond: conditions of the images; frames keep those of the first of their pair.
-        solver: of perceptual draws, in place of the recipe's.
-        batch: frames at a time, about; changes results by rounding only; as many as `reconstruct` takes if None.
-        progress: called with the number of pairs just finished.
-
-    Raises:
-        ArgumentError: if the number of images is odd, frames < 2, or the images have another shape than the data.
-        CapabilityError: if the bridge has neither codes nor a probability-flow ODE that leads to x1.
-    """
-    if len(images) % 2 or len(images) == 0:
-        raise ArgumentError("images", f"found {len(images)}, expected pairs: an even number")
-    if frames < 2:
-        raise ArgumentError("frames", f"found {frames}, expected at least the 2 ends")
-    if not walkable(experiment.bridge):
-        word = BRIDGES.word_of(experiment.bridge)
-        raise CapabilityError(f"interpolate needs codes, or an x1 that the data lead to; '{word}' is given its x1")
-    check_shape(experiment, images)
-    cond = complete(cond or Condition(), experiment.bridge, len(images))
-    travelling = walker(experiment.bridge, mode, solver or experiment.solver)
-    walks = []
-    for pairs in blocks(len(images) // 2, max(1, (batch or together(images)) // frames)):
-        rows = slice(2 * pairs.start, 2 * pairs.stop)
-        seeds = range(seed + pairs.start, seed + pairs.stop)
-        walks.append(walk(experiment, images[rows], cond.select(rows), frames, seeds, travelling))
-        if progress is not None:
-            progress(len(seeds))
-    shown = torch.cat([found for found, _ in walks])
-    along = "z" if isinstance(experiment.bridge, EncodingBridge) else "x1"
-    return Interpolation(shown, images.cpu().reshape(-1, 2, *images.shape[1:]), walks[0][1], along)
-
-
-def walkable(bridge: Bridge) -> bool:
-    """Whether there is something to mix: codes, or ends that the ODE leads to from the data alone."""
-    return isinstance(bridge, EncodingBridge) or not (isinstance(bridge, DenoisingBridge) and bridge.pinned)
-
-
-def walk(
-    experiment: Experiment, images: Tensor, cond: Condition, frames: int, seeds: Sequence[int], solver: Solver
-) -> tuple[Tensor, int]:
-    """Frames of some pairs, shape (P, K, …), and calls per frame."""
-    images, cond = images.to(experiment.device), cond.to(experiment.device)
-    latents = experiment.autoencoder.encode(images)
-    weights = torch.linspace(0, 1, frames).to(latents)
-    kept = cond.select(torch.arange(0, len(images), 2, device=images.device).repeat_interleave(frames))
-    draws = Draws.seeds([s for s in seeds for _ in range(frames)])
-    bridge = experiment.bridge
-    if isinstance(bridge, EncodingBridge):
-        z = bridge.encode(latents, None, images)["z"]
-        mixed = torch.lerp(z[0::2, None], z[1::2, None], weights[None, :, None]).flatten(0, 1)
-        solved = solver.run(bridge, endpoint(bridge, kept.with_(z=mixed), draws.fork("start")), draws.fork("solve"))
-        calls = solved.calls
-    else:
-        ends = Draws.seeds([s for s in seeds for _ in range(2)])
-        data = Batch(torch.arange(len(images)), x0=latents, cond=cond)
-        there = solver.run(bridge, bridge.start(data, ends.fork("start"), "x1"), ends.fork("solve"), "x1")
-        mixed = slerp(there.x[0::2, None], there.x[1::2, None], weights).flatten(0, 1)
-        solved = solver.run(bridge, State(mixed, there.state.t, kept), draws.fork("solve"), "x0")
-        calls = there.calls + solved.calls
-    made = experiment.autoencoder.decode(solved.x).cpu()
-    return made.reshape(-1, frames, *made.shape[1:]), calls
-
-
-def slerp(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    """Spherical interpolation of whole samples, `(sin((1−w)θ) a + sin(wθ) b) / sin θ` with θ their angle.
-
-    A straight mixture of two independent Gaussian noises has too small a norm; the great circle keeps it.
-
-    Source: Shoemake 1985, Animating rotation with quaternion curves.
-
-    Args:
-        a: shape (P, 1, …).
-        b: same shape.
-        weights: shape (K,), in [0, 1].
-
-    Returns:
-        Shape (P, K, …).
-    """
-    u, v = a.flatten(2), b.flatten(2)
-    cosine = torch.nn.functional.cosine_similarity(u, v, dim=-1)[..., None].clamp(-1 + 1e-6, 1 - 1e-6)
-    angle = torch.arccos(cosine)
-    w = weights[None, :, None]
-    mixed: Tensor = (torch.sin((1 - w) * angle) * u + torch.sin(w * angle) * v) / torch.sin(angle)
-    return mixed.reshape(*mixed.shape[:2], *a.shape[2:])
-
-
-def together(images: Tensor) -> int:
-    """Images that are computed at a time where nobody says: fewer of large ones, so that progress can be told."""
-    return max(1, min(ROWS, NUMBERS // images[0].numel()))
+def together(numbers: int) -> int:
+    """Images of so many numbers that are computed at a time where nobody says: few of large ones, to tell progress."""
+    return max(1, min(ROWS, NUMBERS // numbers))
 
 
 def blocks(n: int, size: int) -> Iterator[slice]:
@@ -280,14 +177,10 @@ def decoding(mode: Mode, solver: Solver) -> Solver:
     return SOLVERS["denoise"]() if mode == "faithful" else solver
 
 
-def walker(bridge: Bridge, mode: Mode, solver: Solver) -> Solver:
-    """The solver of an interpolation: of the decoding where there are codes, else of the ODE both ways."""
-    return decoding(mode, solver) if isinstance(bridge, EncodingBridge) else SOLVERS["heun"]()
-
-
-def endpoint(bridge: EncodingBridge, cond: Condition, draws: Draws) -> State:
-    """The state at t = 1 that belongs to a code."""
-    return bridge.start(Batch(torch.arange(len(cond["z"])), cond=cond), draws)
+def begun(bridge: EncodingBridge, cond: Condition, x0: Tensor | None, draws: Draws) -> State:
+    """The state at t = 1 that belongs to a code; x0 plays a part only where the bridge infers x1 from the data."""
+    known = x0 if bridge.inverts else None
+    return bridge.start(Batch(torch.arange(len(cond["z"])), x0=known, cond=cond), draws)
 
 
 def starts(experiment: Experiment, seeds: Sequence[int]) -> Batch:

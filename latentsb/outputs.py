@@ -1,12 +1,11 @@
-"""What commands on a run leave behind: pictures, and a JSON of the protocol beside each."""
+"""What commands on a run leave behind: samples, and a JSON of the protocol beside."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,16 @@ from torch import Tensor
 import latentsb
 from latentsb.autoencoder import Autoencoder
 from latentsb.disk import disk_error, write_text
-from latentsb.errors import ArgumentError, DataError
+from latentsb.errors import DataError
 from latentsb.experiment import Experiment
-from latentsb.generate import ROWS, Mode, decoding, interpolate, labels_of, partners, reconstruct, sample, walker
-from latentsb.metrics.similarity import mse, psnr, ssim
+from latentsb.generate import ROWS, labels_of, partners, sample
 from latentsb.pictures import from_uint8, save_image, show
-from latentsb.randomness import numpy_generator
 from latentsb.registry import describe
 from latentsb.results import ACROSS, SHOWN, Samples
 from latentsb.run import Run
 from latentsb.solvers.base import Solver
-from latentsb.tensors import Condition
 
-__all__ = [
-    "Inputs",
-    "SampleFolder",
-    "inputs_of",
-    "protocol",
-    "sample_folder",
-    "write_interpolation",
-    "write_json",
-    "write_reconstruction",
-]
+__all__ = ["SampleFolder", "make", "protocol", "sample_folder", "write_json"]
 
 PROTOCOL, TABLE, GRID, PAIRS = "samples.json", "samples.npz", "grid.png", "pairs.png"
 FREE = frozenset(("run", "seed", "python"))
@@ -259,123 +246,3 @@ def load_samples(folder: Path, seeds: range) -> Tensor:
         return pixels[..., None] if pixels.ndim == 2 else pixels
 
     return torch.stack([from_uint8(read(s)) for s in seeds])
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Samples that a command works on.
-
-    Args:
-        images: shape (B, C, H, W) in [-1, 1], or vectors.
-        cond: their conditions, where the data has any.
-        names: of each row, for the protocol.
-    """
-
-    images: Tensor
-    cond: Condition
-    names: tuple[str, ...]
-
-
-def inputs_of(experiment: Experiment, files: Sequence[Path], n: int, seed: int) -> Inputs:
-    """The files, read as the run's data was read; without files n random samples of the run's own data.
-
-    Raises:
-        ArgumentError: if the data has fewer samples.
-        DataError: if a file cannot be read, or the run's data are no images.
-    """
-    if files:
-        return Inputs(torch.stack(opened_files(experiment, files)), Condition(), tuple(map(str, files)))
-    total = len(experiment.source)
-    if n > total:
-        raise ArgumentError("number", f"found {n}, expected at most {total}: so many samples has the data")
-    index = np.sort(numpy_generator(seed, "inputs").choice(total, n, replace=False))
-    items = experiment.source.read(index)
-    used = {name: value for name, value in items.cond.items() if name in experiment.bridge.ends.cond}
-    return Inputs(items.x0, Condition(used), tuple(f"data[{i}]" for i in index))
-
-
-def opened_files(experiment: Experiment, files: Sequence[Path]) -> list[Tensor]:
-    """The files as the run's data; all that cannot be read are told at once."""
-    opened, faults = [], []
-    for file in files:
-        try:
-            opened.append(experiment.source.open(file))
-        except DataError as error:
-            faults.append(str(error))
-    if faults:
-        raise DataError("\n".join(dict.fromkeys(faults)))
-    return opened
-
-
-def write_reconstruction(
-    run: Run,
-    experiment: Experiment,
-    inputs: Inputs,
-    *,
-    mode: Mode = "faithful",
-    seed: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Write three rows of pictures (original, autoencoder alone, bridge) and a JSON with the figures of each.
-
-    Figures are those of `similarity`; the mean image of the inputs stands beside, as the floor that a decoder
-    without any code reaches.
-
-    Returns:
-        The content of the JSON, and `picture`, the path of the picture.
-    """
-    made = reconstruct(experiment, inputs.images, mode=mode, seed=seed, cond=inputs.cond, progress=progress)
-    mean_image = made.originals.mean(0, keepdim=True).expand_as(made.originals)
-    rows = {"autoencoder alone": made.autoencoder, "bridge": made.bridge, "mean image (floor)": mean_image}
-    figures = {name: similarity(made.originals, row) for name, row in rows.items()}
-    solver = describe(decoding(mode, experiment.solver))
-    facts = protocol(run, experiment, mode=mode, seed=seed, solver=solver, calls=made.calls)
-    facts |= {"images": len(made), "inputs": inputs.names, "figures": figures}
-    folder = run.path / "reconstructions"
-    make(folder)
-    stem = folder / f"step-{experiment.step:09d}-{mode}"
-    made.save(stem.with_suffix(".png"))
-    write_json(stem.with_suffix(".json"), facts)
-    return facts | {"picture": stem.with_suffix(".png")}
-
-
-def similarity(originals: Tensor, made: Tensor) -> dict[str, float | None]:
-    """Mean MSE; of images on [0, 1], with mean PSNR in dB (None if one is equal to its original) and mean SSIM."""
-    if originals.ndim != 4:
-        return {"mse": float(mse(originals, made).mean())}
-    a, b = (originals + 1) / 2, (made + 1) / 2
-    decibels = float(psnr(a, b, data_range=1.0).mean())
-    return {
-        "mse": float(mse(a, b).mean()),
-        "psnr": decibels if math.isfinite(decibels) else None,
-        "ssim": float(ssim(a, b, data_range=1.0).mean()),
-    }
-
-
-def write_interpolation(
-    run: Run,
-    experiment: Experiment,
-    inputs: Inputs,
-    *,
-    frames: int = 9,
-    mode: Mode = "perceptual",
-    seed: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Write one row of frames per pair between its two originals, and a JSON of the protocol.
-
-    Returns:
-        The content of the JSON, and `picture`, the path of the picture.
-    """
-    made = interpolate(
-        experiment, inputs.images, frames=frames, mode=mode, seed=seed, cond=inputs.cond, progress=progress
-    )
-    folder = run.path / "interpolations"
-    make(folder)
-    stem = folder / f"step-{experiment.step:09d}-{mode if made.along == 'z' else made.along}"
-    made.save(stem.with_suffix(".png"))
-    facts = protocol(run, experiment, along=made.along, mode=mode if made.along == "z" else None, seed=seed)
-    facts |= {"solver": describe(walker(experiment.bridge, mode, experiment.solver)), "frames": frames}
-    facts |= {"calls": made.calls, "inputs": inputs.names}
-    write_json(stem.with_suffix(".json"), facts)
-    return facts | {"picture": stem.with_suffix(".png")}

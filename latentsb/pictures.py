@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ __all__ = ["ENDINGS", "from_uint8", "grid", "image_of", "save_image", "scatter",
 
 ENDINGS = (".png", ".jpg", ".webp")
 """Files that a picture can be saved as."""
+HEAD = 18
+"""Height of what stands above columns, in pixels."""
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -54,15 +57,16 @@ def save_image(picture: Tensor, path: Path) -> None:
     partial.replace(path)
 
 
-def grid(pictures: Tensor, columns: int | None = None, scale: int | None = None) -> Image:
+def grid(pictures: Tensor, columns: int | None = None, scale: int | None = None, heads: Sequence[str] = ()) -> Image:
     """Pictures side by side, row by row, one grey pixel apart.
 
     Args:
         pictures: shape (B, C, H, W) in [-1, 1].
         columns: pictures in a row; about the square root of B if None.
         scale: whole-number enlargement; if None, small pictures are enlarged to about 64 pixels.
+        heads: what stands above each column.
     """
-    from PIL import Image
+    from PIL import Image, ImageDraw
 
     n, _, height, width = pictures.shape
     columns = columns or math.ceil(math.sqrt(n))
@@ -70,10 +74,16 @@ def grid(pictures: Tensor, columns: int | None = None, scale: int | None = None)
     gap = max(1, scale // 2)
     rows = math.ceil(n / columns)
     tile_h, tile_w = height * scale, width * scale
-    sheet = Image.new("RGB", (columns * (tile_w + gap) - gap, rows * (tile_h + gap) - gap), (128, 128, 128))
+    top = HEAD if heads else 0
+    sheet = Image.new("RGB", (columns * (tile_w + gap) - gap, top + rows * (tile_h + gap) - gap), (128, 128, 128))
+    if heads:
+        sheet.paste((255, 255, 255), (0, 0, sheet.width, top))
+    for i, head in enumerate(heads):
+        centre = (i * (tile_w + gap) + tile_w / 2, top / 2)
+        ImageDraw.Draw(sheet).text(centre, head, fill=(0, 0, 0), anchor="mm", font_size=HEAD * 2 // 3)
     for i, picture in enumerate(pictures):
         tile = image_of(picture).convert("RGB").resize((tile_w, tile_h), Image.Resampling.NEAREST)
-        sheet.paste(tile, ((i % columns) * (tile_w + gap), (i // columns) * (tile_h + gap)))
+        sheet.paste(tile, ((i % columns) * (tile_w + gap), top + (i // columns) * (tile_h + gap)))
     return sheet
 
 
@@ -109,12 +119,13 @@ def scatter(points: Tensor, beside: Tensor | None = None) -> Image:
     return Image.open(buffer).convert("RGB")
 
 
-def show(samples: Tensor, columns: int | None = None, beside: Tensor | None = None) -> Image:
+def show(samples: Tensor, columns: int | None = None, beside: Tensor | None = None, heads: Sequence[str] = ()) -> Image:
     """A grid of images (B, C, H, W), a scatter plot of anything else (B, …).
 
     Args:
         samples: to show.
         columns: images in a row.
         beside: of vectors, other points to show in grey below.
+        heads: what stands above each column of images.
     """
-    return grid(samples, columns) if samples.ndim == 4 else scatter(samples, beside)
+    return grid(samples, columns, heads=heads) if samples.ndim == 4 else scatter(samples, beside)

@@ -45,7 +45,7 @@ LEFT, RIGHT = ("loss",), ("grad_norm", "images_per_second")
 NAMES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "mse": "MSE on [0, 1]", "grad_norm": "norm of the gradient"}
 NAMES |= {"images_per_second": "images per second"}
 """Logged names that are not words."""
-UNTOLD = {"inputs", "picture", "notes", "figures", "value", "floors", "tables", "confusion", "per_class"}
+UNTOLD = set("inputs picture places z_moves_by notes figures value floors tables confusion per_class".split())
 """Facts that are too long for a table, or stand elsewhere; the JSON has them."""
 
 
@@ -59,7 +59,7 @@ def write_report(run: Run, path: Path | None = None) -> Path:
     path = path or run.path / "report.html"
     records = run.records()
     sections = [
-        ("Samples, reconstructions, interpolations", row(pictures(run.path))),
+        ("Samples, reconstructions, interpolations, edits", row(pictures(run.path))),
         ("Previews", row(previews(run))),
         ("Figures", row(figures(run.path))),
         ("Curves", row(curves(records)) or "<p>Nothing has been logged yet.</p>"),
@@ -203,6 +203,7 @@ def pictures(folder: Path) -> Iterator[str]:
     yield from map(drawn, sorted(folder.glob("samples/*/grid.png")))
     yield from map(reconstructed, sorted(folder.glob("reconstructions/*.png")))
     yield from map(interpolated, sorted(folder.glob("interpolations/*.png")))
+    yield from map(edited, sorted(folder.glob("edits/*.png")))
 
 
 def drawn(grid: Path) -> str:
@@ -227,7 +228,8 @@ def reconstructed(path: Path) -> str:
     """Rows of originals and what was made of them."""
     facts = facts_of(path.with_suffix(".json"))
     how = {"faithful": "faithful: the mean of all images with this code", "perceptual": "perceptual: one draw each"}
-    told = [how[facts["mode"]]] if facts.get("mode") in how else []
+    modes = list(how) if facts.get("mode") == "both" else [facts.get("mode")]
+    told = [how[mode] for mode in modes if mode in how]
     rows = "rows: originals, autoencoder alone, bridge (of vectors: bridge over originals in grey)"
     return figure(path, f"reconstructions{after(facts)}", rows, *told, facts=facts)
 
@@ -235,14 +237,21 @@ def reconstructed(path: Path) -> str:
 def interpolated(path: Path) -> str:
     """A row of frames per pair."""
     facts = facts_of(path.with_suffix(".json"))
-    told = [f"{facts['frames']} frames, mixed in {facts['along']}"] if {"frames", "along"} <= facts.keys() else []
-    return figure(
-        path,
-        f"interpolations{after(facts)}",
-        "each row: an original, the frames, the other original",
-        *told,
-        facts=facts,
-    )
+    sheet = isinstance(facts.get("frames"), list)
+    size = " × ".join(map(str, facts["frames"])) if sheet else facts.get("frames")
+    told = [f"{size} frames, mixed in {facts['along']}"] if {"frames", "along"} <= facts.keys() else []
+    rows = "a sheet between four originals, which stand beside its corners"
+    rows = rows if sheet else "each row: an original, the frames, the other original"
+    return figure(path, f"interpolations{after(facts)}", rows, *told, facts=facts)
+
+
+def edited(path: Path) -> str:
+    """A row of strengths per image."""
+    facts = facts_of(path.with_suffix(".json"))
+    rows = "each row: an original, and its code moved along the direction by strengths in standard deviations"
+    worth = facts.get("worth") or {}
+    told = [f"{worth['figure']} {worth['value']:.3f} of the direction on {worth['measured_on']}"] if worth else []
+    return figure(path, f"edits of '{facts.get('attribute', '')}'{after(facts)}", rows, *told, facts=facts)
 
 
 def after(facts: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentsb.directions import Direction
 from latentsb.errors import ArgumentError
 from latentsb.pictures import ENDINGS, show
 from latentsb.tensors import Condition
@@ -18,7 +19,7 @@ from latentsb.tensors import Condition
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Interpolation", "Reconstruction", "Result", "Samples"]
+__all__ = ["Edits", "Interpolation", "Reconstruction", "Result", "Samples", "Sheet"]
 
 ACROSS = 12
 """Images in a row of a picture of reconstructions."""
@@ -168,3 +169,73 @@ class Interpolation(Result):
     def tensors(self) -> dict[str, Tensor]:
         """`frames`, `ends`."""
         return {"frames": self.frames, "ends": self.ends}
+
+
+@dataclass(frozen=True, repr=False)
+class Sheet(Result):
+    """Frames on sheets between four images each.
+
+    Args:
+        frames: shape (P, R, K, C, H, W): P sheets of R rows and K columns; the corners are the images' reconstructions.
+        corners: the originals, shape (P, 4, C, H, W): top left, top right, bottom left, bottom right.
+        calls: network evaluations per frame.
+        along: the space that is mixed, `z` or `x1`.
+    """
+
+    frames: Tensor
+    corners: Tensor
+    calls: int
+    along: str
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def picture(self) -> Image:
+        """The sheets, one below the other, the originals beside their corners; of vectors the frames over them."""
+        if self.frames.ndim != 6:
+            return show(self.frames.flatten(0, 2), beside=self.corners.flatten(0, 1))
+        sides = torch.zeros_like(self.frames[:, :, :2])  # the grey that pictures stand on
+        sides[:, 0], sides[:, -1] = self.corners[:, :2], self.corners[:, 2:]
+        rows = torch.cat([sides[:, :, :1], self.frames, sides[:, :, 1:]], dim=2)
+        return show(rows.flatten(0, 2), columns=rows.shape[2])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`frames`, `corners`."""
+        return {"frames": self.frames, "corners": self.corners}
+
+
+@dataclass(frozen=True, repr=False)
+class Edits(Result):
+    """Images whose codes were moved along the direction of an attribute.
+
+    Args:
+        originals: shape (B, C, H, W) in [-1, 1].
+        edited: shape (B, S, C, H, W), a column for each strength; that of strength 0 is the reconstruction.
+        z: the codes before, shape (B, Z).
+        strengths: in standard deviations of the codes along the direction, in the order of the columns.
+        direction: along which they were moved.
+        calls: network evaluations per picture.
+    """
+
+    originals: Tensor
+    edited: Tensor
+    z: Tensor
+    strengths: tuple[float, ...]
+    direction: Direction
+    calls: int
+
+    def __len__(self) -> int:
+        return len(self.originals)
+
+    def picture(self) -> Image:
+        """One row per image: the original and the strengths; of vectors the edited points over the originals."""
+        if self.originals.ndim != 4:
+            return show(self.edited.flatten(0, 1), beside=self.originals)
+        rows = torch.cat([self.originals[:, None], self.edited], dim=1)
+        heads = ("original", *(f"{s:+g}" if s else "0" for s in self.strengths))
+        return show(rows.flatten(0, 1), columns=rows.shape[1], heads=heads)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`originals`, `edited`, `z`, `strengths`, and `step`, by which a strength of 1 changes z."""
+        held = {name: getattr(self, name) for name in ("originals", "edited", "z")}
+        return held | {"strengths": torch.tensor(self.strengths), "step": self.direction.step}

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +26,12 @@ from latentsb.recipe import Part, Recipe
 from latentsb.recipe.nodes import dump
 
 if TYPE_CHECKING:
+    from latentsb.blends import Blend
+    from latentsb.directions import Direction
+    from latentsb.endpoints import Endpoint
     from latentsb.experiment import Experiment
     from latentsb.generate import Mode
-    from latentsb.results import Interpolation, Reconstruction, Samples
+    from latentsb.results import Edits, Interpolation, Reconstruction, Samples
     from latentsb.solvers.base import Solver
     from latentsb.tensors import Condition
 
@@ -226,17 +229,7 @@ class Run:
         solver: Solver | None = None,
         weights: str = "ema",
     ) -> Samples:
-        """Draw samples; sample i depends on `seed + i` alone. See `latentsb.generate.sample`.
-
-        Args:
-            n: how many.
-            seed: of the first.
-            label: class of all of them; classes in turn if None.
-            cond: other conditions, n rows.
-            guidance: classifier-free guidance scale; 1 is none.
-            solver: another solver than the recipe's.
-            weights: as in `weights`.
-        """
+        """Draw n samples; sample i depends on `seed + i` alone. See `latentsb.generate.sample`; weights as above."""
         from latentsb import generate
 
         seeds = range(seed, seed + n)
@@ -247,6 +240,7 @@ class Run:
         images: Tensor,
         *,
         mode: Mode = "faithful",
+        endpoint: Endpoint | None = None,
         seed: int = 0,
         cond: Condition | None = None,
         weights: str = "ema",
@@ -254,7 +248,8 @@ class Run:
         """Encode images (B, C, H, W) in [-1, 1] and decode their codes; see `latentsb.generate.reconstruct`."""
         from latentsb import generate
 
-        return generate.reconstruct(self._loaded(weights), images, mode=mode, seed=seed, cond=cond)
+        found = self._loaded(weights)
+        return generate.reconstruct(found, images, mode=mode, endpoint=endpoint, seed=seed, cond=cond)
 
     def interpolate(
         self,
@@ -262,14 +257,39 @@ class Run:
         *,
         frames: int = 9,
         mode: Mode = "perceptual",
+        blend: Blend | None = None,
         seed: int = 0,
         cond: Condition | None = None,
         weights: str = "ema",
     ) -> Interpolation:
-        """Walk between images 0 and 1, 2 and 3, and so on; see `latentsb.generate.interpolate`."""
-        from latentsb import generate
+        """Walk between images 0 and 1, 2 and 3, and so on; see `latentsb.walks.interpolate`."""
+        from latentsb import walks
 
-        return generate.interpolate(self._loaded(weights), images, frames=frames, mode=mode, seed=seed, cond=cond)
+        found = self._loaded(weights)
+        return walks.interpolate(found, images, frames=frames, mode=mode, blend=blend, seed=seed, cond=cond)
+
+    def edit(
+        self,
+        images: Tensor,
+        attribute: Direction | str | int,
+        *,
+        strengths: Sequence[float] = (-2, -1, 0, 1, 2),
+        mode: Mode = "perceptual",
+        seed: int = 0,
+        cond: Condition | None = None,
+        weights: str = "ema",
+    ) -> Edits:
+        """Move the codes of images along the direction of an attribute; see `latentsb.edits.edit`."""
+        from latentsb import edits
+
+        found = self._loaded(weights)
+        return edits.edit(found, images, attribute, strengths=strengths, mode=mode, seed=seed, cond=cond)
+
+    def encode(self, images: Tensor, *, weights: str = "ema") -> Tensor:
+        """Mean codes of images, shape (B, Z); see `latentsb.codes.encode`."""
+        from latentsb import codes
+
+        return codes.encode(self._loaded(weights), images)
 
     def _loaded(self, weights: str) -> Experiment:
         """The experiment of the newest checkpoint, kept from call to call."""

@@ -1,9 +1,9 @@
-"""Commands on a run: sample, reconstruct, interpolate, evaluate, report."""
+"""Commands on a run: sample, evaluate, report; and what all commands on runs share."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -18,16 +18,6 @@ if TYPE_CHECKING:
     from latentsb.run import Run
 
 __all__ = ["register"]
-
-SHOWN = 256
-"""Images of the run's data that `reconstruct` takes where no number is given."""
-
-
-class Mode(StrEnum):
-    """How a code is decoded."""
-
-    faithful = "faithful"
-    perceptual = "perceptual"
 
 
 class Weights(StrEnum):
@@ -51,10 +41,8 @@ Settings = Annotated[list[str] | None, typer.Argument(metavar="[solver.KEY=VALUE
 MetricSettings = Annotated[
     list[str] | None, typer.Argument(metavar="[METRIC.KEY=VALUE]...", help="Settings of metrics, or solver.KEY=VALUE.")
 ]
-Files = Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Images; the run's own data if none.")]
 Seed = Annotated[int, typer.Option(min=0, help="First seed; sample i has seed SEED + i.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Samples at a time.")]
-ModeOption = Annotated[Mode, typer.Option(help="faithful: the mean, one call; perceptual: a draw.")]
 WeightsOption = Annotated[Weights, typer.Option(help="Averaged weights, or those of the last step.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the best that is there if none.")]
 AttentionOption = Annotated[Backend, typer.Option(help="What computes attention.")]
@@ -62,7 +50,7 @@ AttentionOption = Annotated[Backend, typer.Option(help="What computes attention.
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
-    for command in (sample, reconstruct, interpolate, evaluate, report):
+    for command in (sample, evaluate, report):
         app.command()(command)
 
 
@@ -104,62 +92,6 @@ def sample(
         typer.echo(f"pairs (x1, sample, x0 below each other): {made.pairs}")
     typer.echo(f"picture: {made.path / 'grid.png'}")
     suggest(run, *conditional(experiment, label, guidance), *views(experiment), *measures(opened, experiment), "report")
-
-
-def reconstruct(
-    run: RunPath,
-    images: Files = None,
-    n: Annotated[
-        int | None, typer.Option("-n", "--number", min=1, help="Images of the run's data; 256 or all, if none.")
-    ] = None,
-    mode: ModeOption = Mode.faithful,
-    seed: Seed = 0,
-    weights: WeightsOption = Weights.ema,
-    device: DeviceOption = None,
-    attention: AttentionOption = Backend.auto,
-) -> None:
-    """Encode images to z and decode z alone; the autoencoder's own row stands beside."""
-    from latentsb.bridge import EncodingBridge, require
-    from latentsb.outputs import inputs_of, write_reconstruction
-
-    opened, experiment = load(run, weights, device, attention)
-    require(experiment.bridge, EncodingBridge, "reconstruct")
-    with arguments():
-        inputs = inputs_of(experiment, images or [], n or min(SHOWN, len(experiment.source)), seed)
-        with bar("reconstructing", len(inputs.names)) as advance:
-            made = write_reconstruction(opened, experiment, inputs, mode=mode.value, seed=seed, progress=advance)
-    show_similarity(made, mode)
-    typer.echo(f"picture (originals, autoencoder alone, bridge): {made['picture']}")
-    suggest(run, "interpolate", *measures(opened, experiment), "report")
-
-
-def interpolate(
-    run: RunPath,
-    images: Files = None,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Pairs of the run's data.")] = 6,
-    frames: Annotated[int, typer.Option(min=2, help="Frames per pair, ends included.")] = 9,
-    mode: ModeOption = Mode.perceptual,
-    seed: Seed = 0,
-    weights: WeightsOption = Weights.ema,
-    device: DeviceOption = None,
-    attention: AttentionOption = Backend.auto,
-) -> None:
-    """Walk between images 1 and 2, 3 and 4, and so on."""
-    from latentsb.outputs import inputs_of, write_interpolation
-
-    files = images or []
-    if len(files) % 2:
-        raise RecipeError([Problem("", "IMAGE", f"found {len(files)}, expected pairs: an even number")])
-    opened, experiment = load(run, weights, device, attention)
-    with arguments():
-        inputs = inputs_of(experiment, files, 2 * n, seed)
-        with bar("interpolating", len(inputs.names) // 2) as advance:
-            made = write_interpolation(
-                opened, experiment, inputs, frames=frames, mode=mode.value, seed=seed, progress=advance
-            )
-    typer.echo(f"{frames} frames per pair, mixed in {made['along']}, {calls(made['calls'])}")
-    typer.echo(f"picture: {made['picture']}")
-    suggest(run, *measures(opened, experiment), "report")
 
 
 def evaluate(
@@ -233,7 +165,7 @@ def load(path: Path, weights: Weights, device: str | None, attention: Backend) -
 def views(experiment: Experiment) -> tuple[str, ...]:
     """What else shows what the bridge does: `reconstruct` or `interpolate`, whichever it is able to."""
     from latentsb.bridge import EncodingBridge
-    from latentsb.generate import walkable
+    from latentsb.walks import walkable
 
     if isinstance(experiment.bridge, EncodingBridge):
         return ("reconstruct",)
@@ -252,21 +184,6 @@ def solver_of(run: Run, settings: list[str] | None) -> Any:
             [Problem(f"override '{s}'", "", "a trained run can change solver.KEY=VALUE only") for s in wrong]
         )
     return Recipe.load(run.path / "resolved.yaml", overrides=tuple(settings)).solver.build()
-
-
-def show_similarity(content: Mapping[str, Any], mode: Mode) -> None:
-    """Print how like the originals the reconstructions are."""
-    from latentsb.cli.console import console, table
-
-    images = any("ssim" in figures for figures in content["figures"].values())
-    columns = ("MSE on [0, 1]", "PSNR (dB)", "SSIM") if images else ("MSE",)
-    shown = table(f"{content['images']} samples, {mode}, {calls(content['calls'])}", "", *columns)
-    for name, figures in content["figures"].items():
-        cells = [f"{figures['mse']:.5f}"]
-        if images:
-            cells += ["equal" if figures["psnr"] is None else f"{figures['psnr']:.2f}", f"{figures['ssim']:.3f}"]
-        shown.add_row(name, *cells)
-    console().print(shown)
 
 
 @contextmanager

@@ -175,6 +175,10 @@ class Images(Source):
         if not good:
             raise DataError(f"{self.where}: there is no image in it")
 
+    def words(self, name: str) -> tuple[str, ...]:
+        """Names of classes and of columns."""
+        return {"label": self.classes, "attributes": self.attributes}.get(name, ())
+
     def read(self, index: np.ndarray, variant: np.ndarray | None = None) -> Items:
         """Decode images.
 

@@ -57,6 +57,10 @@ class TwoSided(Source):
         """Those of the data end."""
         return self.near.names()
 
+    def words(self, name: str) -> tuple[str, ...]:
+        """Those of the data end."""
+        return self.near.words(name)
+
     def contents(self) -> Mapping[str, str]:
         """Those of both sources, below `x0/` and `x1/`."""
         return _both(self.near.contents(), self.far.contents())

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import pytest
-import torch
 
 from latentsb.cli.train import ending
-from latentsb.pictures import save_image
 from latentsb.run import Run
 
 
@@ -61,59 +57,6 @@ def test_pairs_are_named_first(command, runs):
     assert (runs / found[1]).name == "pairs.png"
     assert (runs / found[1]).is_file()
     assert "pairs (" not in command("sample", "runs/classes", "-n", "3")[1]
-
-
-@pytest.mark.parametrize(("act", "total"), [("reconstruct", 8), ("interpolate", 4)])
-def test_large_images_are_told_one_by_one(command, runs, monkeypatch, act, total):
-    told = []
-
-    @contextmanager
-    def bar(title, n):
-        yield lambda done: told.append((title, done, n))
-
-    monkeypatch.setattr("latentsb.cli.runs.bar", bar)
-    monkeypatch.setattr("latentsb.generate.NUMBERS", 4 * 64)  # four digits
-    assert command(act, "runs/coded", "-n", total)[0] == 0
-    assert sum(done for _, done, _ in told) == total
-    assert {n for *_, n in told} == {total}
-    assert len(told) == {"reconstruct": 2, "interpolate": 4}[act]
-    assert command("interpolate", "runs/pairs")[2] == (
-        "interpolate needs codes, or an x1 that the data lead to; 'ddbm' is given its x1\n"
-    )
-
-
-def test_reconstruct_prints_a_row_for_the_autoencoder_and_a_floor(command, runs):
-    code, out, _ = command("reconstruct", "runs/coded", "-n", "20")
-    assert code == 0
-    assert "20 samples, faithful, 1 network call each" in out
-    for row in (r"autoencoder alone +0\.00000 +equal +1\.000", r"bridge +0\.\d{5} +\d+\.\d\d", r"mean image \(floor\)"):
-        assert re.search(row, out), row
-    stored = json.loads((runs / "runs/coded/reconstructions/step-000000002-faithful.json").read_text())
-    assert f"{stored['figures']['bridge']['mse']:.5f}" in out
-    _, out, _ = command("reconstruct", "runs/coded", "-n", "20", "--mode", "perceptual")
-    assert "20 samples, perceptual, 3 network calls each" in out
-
-
-def test_files_of_ones_own(command, runs):
-    for name in ("a", "b"):
-        save_image(
-            torch.rand(3, 20, 12, generator=torch.Generator().manual_seed(ord(name))) * 2 - 1, runs / f"{name}.png"
-        )
-    code, out, _ = command("reconstruct", "runs/coded", "a.png", "b.png")
-    assert code == 0
-    assert "2 samples, faithful" in out
-    assert command("interpolate", "runs/coded", "a.png", "b.png", "--frames", "3")[0] == 0
-    stored = json.loads((runs / "runs/coded/interpolations/step-000000002-perceptual.json").read_text())
-    assert stored["inputs"] == ["a.png", "b.png"]
-    assert stored["frames"] == 3
-
-
-def test_interpolate_names_the_space(command, runs):
-    assert "9 frames per pair, mixed in z, 3 network calls each" in command("interpolate", "runs/coded", "-n", "2")[1]
-    code, out, _ = command("interpolate", "runs/classes", "-n", "2")
-    assert code == 0
-    assert "mixed in x1" in out
-    assert (runs / "runs/classes/interpolations/step-000000002-x1.png").exists()
 
 
 def test_labels_guidance_and_another_solver(command, runs):
@@ -223,13 +166,6 @@ def test_an_unknown_part_says_how_to_bring_ones_own(command, asked):
     code, _, err = command("check", "digits", asked)
     assert code == 2
     assert re.search(r"\(an? (bridge|autoencoder) of your own: --import FILE\)\n", err)
-
-
-def test_all_files_that_cannot_be_read_are_told(command, runs):
-    (runs / "bad.png").write_text("no picture")
-    code, _, err = command("reconstruct", "runs/coded", "bad.png", "nothere.png")
-    assert code == 3
-    assert [line.split(":")[0] for line in err.splitlines()] == ["bad.png", "nothere.png"]
 
 
 def test_an_interruption_says_what_is_there(command, monkeypatch):

@@ -21,10 +21,10 @@ from latentsb.data.record import Recorded
 from latentsb.errors import CheckpointError, DataError
 from latentsb.evaluate import evaluate
 from latentsb.experiment import build
-from latentsb.outputs import inputs_of
 from latentsb.randomness import Draws
 from latentsb.recipe import Recipe
 from latentsb.run import Run
+from latentsb.tasks import inputs_of
 from latentsb.trainer import Trainer
 
 RECIPE = """

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from latentsb.outputs import inputs_of, sample_folder, write_interpolation, write_reconstruction
+from latentsb.outputs import sample_folder
 from latentsb.report import write_report
+from latentsb.tasks import inputs_of, write_interpolation, write_reconstruction
 
 PAGE = (Path(__file__).parents[2] / "docs" / "first-run.md").read_text()
 

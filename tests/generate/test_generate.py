@@ -1,4 +1,4 @@
-"""Samples, reconstructions and interpolations of exact experiments, held to closed forms."""
+"""Samples and reconstructions of exact experiments, held to closed forms."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from latentsb.errors import ArgumentError, CapabilityError
-from latentsb.generate import interpolate, reconstruct, sample, slerp
+from latentsb.generate import reconstruct, sample
 from latentsb.tensors import Condition
+from latentsb.walks import interpolate
 
 
 def standard_error(values: torch.Tensor) -> float:
@@ -56,56 +57,6 @@ def test_reconstructions_do_not_depend_on_the_batch(exact):
     whole = reconstruct(exact.autoencoder, exact.points[:9], mode="perceptual", seed=3)
     split = reconstruct(exact.autoencoder, exact.points[:9], mode="perceptual", seed=3, batch=4)
     torch.testing.assert_close(split.bridge, whole.bridge, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("mode", ["faithful", "perceptual"])
-def test_interpolation_in_z_ends_at_the_reconstructions(exact, mode):
-    images = exact.points[:6]
-    found = interpolate(exact.autoencoder, images, frames=5, mode=mode, seed=7, batch=10)
-    assert found.frames.shape == (3, 5, 2)
-    assert found.along == "z"
-    for pair in range(3):
-        for end, frame in ((0, 0), (1, -1)):
-            row = 2 * pair + end
-            alone = reconstruct(exact.autoencoder, images[row : row + 1], mode=mode, seed=7 + pair)
-            torch.testing.assert_close(found.frames[pair, frame], alone.bridge[0], rtol=1e-10, atol=1e-10)
-            assert torch.equal(found.ends[pair, end], images[row])
-    # The exact decoder is affine in z for fixed noise, so frames are evenly spaced.
-    steps = found.frames.diff(dim=1)
-    torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=1e-8, atol=1e-8)
-
-
-def test_interpolation_of_other_bridges_goes_by_the_other_end(exact):
-    """The flow of two Gaussians is x1 = (x0 − m)/s, so every frame is m + s slerp(x1, x1')."""
-    images = exact.points[:4]
-    found = interpolate(exact.flow, images, frames=5)
-    assert found.along == "x1"
-    mean, std = exact.whitening.MEAN, exact.whitening.STD
-    x1 = (images - mean) / std
-    there = slerp(x1[0::2, None], x1[1::2, None], torch.linspace(0, 1, 5, dtype=torch.float64))
-    expected = mean + std * there
-    # Heun's error is of order h²; with h = 1/25 it is 2e-3 of the distances, which reach 8 here.
-    torch.testing.assert_close(found.frames, expected, rtol=0, atol=8 * 2e-3)
-    torch.testing.assert_close(found.frames[:, 0], images[0::2], rtol=0, atol=8 * 2e-3)
-    torch.testing.assert_close(found.frames[:, -1], images[1::2], rtol=0, atol=8 * 2e-3)
-
-
-def test_slerp_keeps_the_norm_of_orthonormal_noises():
-    basis, _ = torch.linalg.qr(torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
-    a, b = basis.T[:2].reshape(2, 1, 3, 4), basis.T[2:].reshape(2, 1, 3, 4)
-    weights = torch.linspace(0, 1, 7, dtype=torch.float64)
-    found = slerp(a, b, weights)
-    norms = found.flatten(2).norm(dim=2)
-    torch.testing.assert_close(norms, torch.ones_like(norms))
-    torch.testing.assert_close(found[:, 0], a[:, 0])
-    torch.testing.assert_close(found[:, -1], b[:, 0])
-    angle = torch.arccos((found.flatten(2) * a.flatten(2)).sum(2).clamp(-1, 1))
-    torch.testing.assert_close(angle[0], weights * math.pi / 2)
-
-
-def test_slerp_of_equal_noises_is_that_noise():
-    a = torch.randn(1, 1, 5, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(slerp(a, a, torch.linspace(0, 1, 3)), a.expand(1, 3, 5))
 
 
 def test_samples_of_a_two_sided_bridge_start_from_the_other_end_of_the_data(exact):

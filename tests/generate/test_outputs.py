@@ -13,9 +13,10 @@ import torch
 from latentsb.errors import ArgumentError, CapabilityError, DataError, DiskError
 from latentsb.evaluate import evaluate
 from latentsb.generate import partners, sample, starts
-from latentsb.outputs import inputs_of, sample_folder, write_interpolation, write_reconstruction
+from latentsb.outputs import sample_folder
 from latentsb.pictures import from_uint8, grid, image_of, save_image, to_uint8
 from latentsb.run import load_run
+from latentsb.tasks import inputs_of, write_interpolation, write_reconstruction
 
 
 @pytest.fixture(scope="module")
