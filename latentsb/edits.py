@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -81,14 +82,17 @@ def edit(
         z = bridge.encode(latents, None, held)["z"]
         known = cond.select(rows).to(experiment.device)
         draws = Draws.seeds(range(seed + rows.start, seed + rows.stop))
+        begin = partial(begun, bridge, x0=latents, draws=draws.fork("start"))
         columns = []
+        with counting(bridge) as first:  # one x1 for all strengths, where it is kept
+            own = begin(known.with_(z=z)) if kept else None
         for strength in strengths:
+            moved = known.with_(z=found.move(z, strength))
             with counting(bridge) as count:
-                moved = found.move(z, strength)
-                own = begun(bridge, known.with_(z=z if kept else moved), latents, draws.fork("start"))
-                x = decoder.run(bridge, State(own.x, own.t, own.cond.with_(z=moved)), draws.fork("solve")).x
+                at = own or begin(moved)
+                x = decoder.run(bridge, State(at.x, at.t, at.cond.with_(z=moved["z"])), draws.fork("solve")).x
             columns.append(experiment.autoencoder.decode(x).cpu())
-            calls = count.calls
+            calls = first.calls + count.calls
             if progress is not None:
                 progress(len(held))
         made.append(torch.stack(columns, 1))

@@ -181,15 +181,17 @@ class Walks:
         bridge = self.experiment.bridge
         assert isinstance(bridge, EncodingBridge)
         latents = self.experiment.autoencoder.encode(images)
-        z, self.calls = bridge.encode(latents, None, images)["z"], 0
+        z = bridge.encode(latents, None, images)["z"]
         mixed = kept.with_(z=self.mixed(z, self.blend))
-        if not bridge.inverts:
-            return begun(bridge, mixed, None, here.fork("start"))
         with counting(bridge) as count:
-            inferred = begun(bridge, cond.with_(z=z), latents, there.fork("start"))
+            if bridge.inverts:
+                inferred = begun(bridge, cond.with_(z=z), latents, there.fork("start"))
+                x1 = self.mixed(inferred.x, Slerp())
+                state = State(x1, inferred.t, mixed.with_(x1=x1))
+            else:
+                state = begun(bridge, mixed, None, here.fork("start"))
         self.calls = count.calls
-        x1 = self.mixed(inferred.x, Slerp())
-        return State(x1, inferred.t, mixed.with_(x1=x1))
+        return state
 
     def led(self, images: Tensor, cond: Condition, there: Draws, kept: Condition, here: Draws) -> State:
         """Where frames start whose x1 are mixed: the images are led there by the ODE."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,15 @@ from latentsb.blends import Lerp, Slerp, between
 from latentsb.bridges.vae import VAE
 from latentsb.channels import Exact
 from latentsb.data.arrays import ArraySource
+from latentsb.directions import Direction, Ridge
+from latentsb.edits import edit
+from latentsb.endpoints import ENDPOINTS
 from latentsb.errors import ArgumentError
-from latentsb.experiment import Experiment
+from latentsb.experiment import Experiment, build
 from latentsb.generate import reconstruct
 from latentsb.laws import Ends
 from latentsb.networks.base import Decoder, Encoder
+from latentsb.recipe import Recipe
 from latentsb.solvers.base import SOLVERS
 from latentsb.tensors import Spec
 from latentsb.walks import interpolate, interpolate_sheet
@@ -181,3 +186,35 @@ def test_a_walk_that_cannot_be_is_told(exact):
         interpolate_sheet(exact.autoencoder, points[:6])
     with pytest.raises(ArgumentError, match="frames: found 1"):
         interpolate_sheet(exact.autoencoder, points[:4], rows=1)
+
+
+NOISY = """
+data: digits
+bridge:
+  name: diffae
+  z_dim: 4
+  network: {name: mlp, width: 16, depth: 1}
+  encoder: {name: dense, width: 16, depth: 1}
+solver: {name: heun, steps: 4}
+"""
+
+
+@pytest.mark.parametrize(("word", "before"), [("decoded", 1), ("inferred", 100), ("random", 0), ("zero", 0)])
+def test_walks_and_edits_of_a_bridge_that_ends_in_noise(word, before):
+    """Ends and strength 0 are reconstructions from the same x1; the calls that find x1 are counted."""
+    made = build(Recipe.parse(NOISY, (), label="noisy"))
+    with torch.no_grad():  # a new network gives zero
+        for k, weight in enumerate(made.bridge.network.parameters()):
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(k)))
+    made = replace(made, bridge=made.bridge.choosing(ENDPOINTS[word]()))
+    images = made.source.read(torch.arange(2).numpy()).x0
+    walk = interpolate(made, images, frames=3, seed=3)
+    for k, frame in ((0, 0), (1, -1)):
+        alone = reconstruct(made, images[k : k + 1], mode="perceptual", seed=3)
+        torch.testing.assert_close(walk.frames[0, frame], alone.bridge[0], rtol=1e-4, atol=1e-5)
+    both = reconstruct(made, images, mode="perceptual", seed=3)
+    direction = Direction("any", torch.full((4,), 0.5), torch.zeros(4), torch.ones(4), 1.0, Ridge(), 0)
+    edits = edit(made, images, direction, strengths=(0, 5), seed=3)
+    assert torch.equal(edits.edited[:, 0], both.bridge)
+    assert not torch.equal(edits.edited[:, 1], both.bridge)
+    assert walk.calls == edits.calls == both.calls == before + 7
