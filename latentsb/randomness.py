@@ -109,11 +109,12 @@ class Draws:
         return Draws(self.streams, self.size, (*self.path, name))
 
     def select(self, rows: range) -> Draws:
-        """Draws of some of the rows, numbered from zero again: the numbers that these rows have among all."""
-        place = {row: k for k, row in enumerate(rows)}
+        """Draws of consecutive rows, numbered from zero again: the numbers that these rows have among all."""
         streams = []
         for stream in self.streams:
-            kept = [(offset, place[row]) for offset, row in zip(stream.offsets, stream.rows, strict=True) if row in place]
+            if stream.rows[-1] < rows.start or stream.rows[0] >= rows.stop:
+                continue
+            kept = [(o, r - rows.start) for o, r in zip(stream.offsets, stream.rows, strict=True) if r in rows]
             if kept:
                 streams.append(_Stream(stream.key, *zip(*kept, strict=True)))
         return Draws(tuple(streams), len(rows), self.path)

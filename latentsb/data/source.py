@@ -39,7 +39,7 @@ class Factor:
     def classes(self, column: Tensor) -> Tensor:
         """Position of the nearest value of each, int64, the shape of the column."""
         values = torch.tensor(self.values, dtype=torch.float64)
-        return torch.bucketize(column.double(), (values[1:] + values[:-1]) / 2)
+        return torch.bucketize(column.double().contiguous(), (values[1:] + values[:-1]) / 2)
 
 
 @dataclass(frozen=True)

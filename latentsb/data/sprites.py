@@ -77,7 +77,8 @@ def masks(
     for kind, inside in ((SQUARE, _square), (ELLIPSE, _ellipse), (HEART, _heart)):
         at = np.flatnonzero(shape == kind)
         if len(at):
-            window[at] = inside(*((v[at] - c[at, None]) / scale[at, None] for v, c in ((x, cx), (y, cy))), angle[at])
+            dx, dy = ((v[at] - c[at, None]) / scale[at, None] for v, c in ((x, cx), (y, cy)))
+            window[at] = inside(dx, dy, angle[at])
     image = np.zeros((len(shape), side, side), dtype=bool)
     for k, (i, j) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
         image[k, i : i + 2 * half, j : j + 2 * half] = window[k]
@@ -210,7 +211,8 @@ class Sprites(Source):
 
     def index_of(self, classes: np.ndarray) -> np.ndarray:
         """Positions among all images, shape (N,), of classes of the factors, shape (N, F); the last varies fastest."""
-        return np.ravel_multi_index(tuple(np.asarray(classes).T), self.sizes)
+        found: np.ndarray = np.ravel_multi_index(tuple(np.asarray(classes).T), self.sizes)
+        return found
 
     def classes_of(self, index: np.ndarray) -> np.ndarray:
         """Classes of all factors, those with a single value included, int64 of shape (N, F), of images by position."""

@@ -26,6 +26,7 @@ from latentsb.tensors import Condition
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from latentsb.endpoints import Endpoint
     from latentsb.results import Reconstruction
 
 __all__ = ["METRICS", "Data", "Drawn", "Measured", "Metric", "Subject", "Table", "stamp"]
@@ -131,12 +132,18 @@ class Subject(ABC):
         raise CapabilityError("no samples can be drawn here")
 
     def reconstruct(
-        self, images: Tensor, *, mode: Literal["faithful", "perceptual"], seed: int, cond: Condition
+        self,
+        images: Tensor,
+        *,
+        mode: Literal["faithful", "perceptual"],
+        seed: int,
+        cond: Condition,
+        endpoint: Endpoint | None = None,
     ) -> Reconstruction:
-        """Images by their codes alone, as `latentsb reconstruct` makes them.
+        """Images by their codes, as `latentsb reconstruct` makes them; with another way to x1, if one is given.
 
         Raises:
-            CapabilityError: if the bridge has no encoder.
+            CapabilityError: if the bridge has no encoder, or its code determines x1 and another one is asked for.
         """
         raise CapabilityError("nothing can be reconstructed here")
 
@@ -252,5 +259,16 @@ def stamp(word: str, protocol: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-WORDS = ("accuracy", "denoising", "frechet", "likelihood", "recognised", "reconstruction", "retrieval")
+WORDS = (
+    "accuracy",
+    "denoising",
+    "disentanglement",
+    "frechet",
+    "information",
+    "likelihood",
+    "probes",
+    "recognised",
+    "reconstruction",
+    "retrieval",
+)
 METRICS: Registry[Metric] = Registry("metric", Metric, homes=tuple(f"latentsb.metrics.{word}" for word in WORDS))
