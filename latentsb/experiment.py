@@ -22,7 +22,7 @@ from latentsb.solvers.base import Solver
 from latentsb.tensors import Spec
 from latentsb.trainable import Trainable
 
-__all__ = ["Experiment", "build", "load_weights", "part_of"]
+__all__ = ["Experiment", "build", "load_encoders", "load_weights", "part_of"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def build(
     if weights:
         if recipe.autoencoder.from_run is None:
             autoencoder.load()
-        _load_encoders(bridge, tuple(part.key for part in borrowed))
+        load_encoders(experiment)
         for part in borrowed:
             _borrow(experiment, part)
     for module in experiment.modules.values():
@@ -216,9 +216,14 @@ def _check(experiment: Experiment, borrowed: set[str]) -> None:
         raise RecipeError(problems)
 
 
-def _load_encoders(bridge: Bridge, borrowed: tuple[str, ...]) -> None:
-    """Read the pretrained weights of the bridge's encoders, but of those that another run's weights replace."""
-    for name, module in bridge.named_modules(prefix="bridge"):
+def load_encoders(experiment: Experiment) -> None:
+    """Read the pretrained weights of the bridge's encoders, but of those that another run's weights replace.
+
+    Raises:
+        DataError: if they are missing or do not fit.
+    """
+    borrowed = [part.key for part in experiment.recipe.bridge.walk() if part.from_run]
+    for name, module in experiment.bridge.named_modules(prefix="bridge"):
         if isinstance(module, Encoder) and not any(f"{name}.".startswith(f"{key}.") for key in borrowed):
             module.load()
 

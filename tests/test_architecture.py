@@ -17,7 +17,7 @@ ENGINE = """
     previews progress report results rounds run stages tasks tracking trained trainer update walks
 """.split()
 RANKS = [
-    {"registry", "errors", "tensors", "randomness", "ranges", "parallel", "disk"},
+    {"registry", "errors", "tensors", "randomness", "ranges", "parallel", "disk", "weights"},
     {"laws", "normalisers"},
     {"process"},
     {"networks"},

@@ -15,7 +15,7 @@ from latentsb.data.record import left_out
 from latentsb.data.source import Source
 from latentsb.data.stream import Stream
 from latentsb.errors import DataError
-from latentsb.experiment import Experiment, build
+from latentsb.experiment import Experiment, build, load_encoders
 from latentsb.randomness import Draws
 from latentsb.recipe import Part, Recipe, Stage
 from latentsb.tensors import Batch, Condition, Spec
@@ -27,6 +27,7 @@ ROWS = 2  # enough for losses that compare rows
 # Parameters, and numbers in what a loss is given, up to which one trial loss on the CPU is a matter of seconds.
 LARGEST, WIDEST = 300_000_000, 50_000
 DATA, HELD, WEIGHTS = "the data", "the held-out data", "the autoencoder's weights"
+ENCODER = "the encoder's weights"
 UNKNOWN = "not known before the data can be used"
 
 
@@ -57,6 +58,7 @@ def report(recipe: Recipe) -> None:
         kept = _tried(faults, DATA if held is None else HELD, lambda: _usable(experiment.held))
     if recipe.autoencoder.from_run is None:  # else weights of another run take their place
         _tried(faults, WEIGHTS, experiment.autoencoder.load)
+    _tried(faults, ENCODER, lambda: load_encoders(experiment))
     if DATA not in faults:
         _tried(faults, DATA, lambda: _streams(experiment))
     out.print(_parts(recipe), markup=False)

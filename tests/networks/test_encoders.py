@@ -6,17 +6,20 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from latentsb.bridges.diffae import DiffAE
 from latentsb.channels import Clamped
+from latentsb.cli.checking import report
 from latentsb.errors import ArgumentError, DataError
+from latentsb.experiment import build
 from latentsb.laws import Ends
 from latentsb.networks.attention import set_attention
 from latentsb.networks.base import ENCODERS
 from latentsb.networks.encoder_timm import TimmEncoder
 from latentsb.networks.encoder_unet import HalfUNet
+from latentsb.recipe import Recipe
 from latentsb.tensors import Spec
 
 SMALL = {"width": 8, "head_dim": 4, "blocks": 1}
@@ -146,8 +149,6 @@ def trained(tmp_path_factory):
 
 
 def timm_features(name, file, x, size):
-    from safetensors.torch import load_file
-
     model = timm.create_model(name)
     model.load_state_dict(load_file(file))
     model.reset_classifier(0)
@@ -211,6 +212,23 @@ def test_a_pretrained_encoder_must_see_the_images(trained):
         DiffAE(ends, encoder=encoder, **given)
     bridge = DiffAE(ends, encoder=encoder, encodes_images=True, **given)
     assert bridge.encoder(normal(2, 3, 32, 32)).shape == (2, 8)
+
+
+def test_a_run_reads_its_weights_where_it_begins_and_nowhere_else(trained, tmp_path):
+    def recipe(file):
+        encoder = f"bridge.encoder={{name: timm, backbone: test_resnet, side: 32, weights: {file}}}"
+        return Recipe.load("digits_diffae", (encoder, "bridge.encodes_images=true"))
+
+    begun = build(recipe(trained / "hub")).bridge.encoder.backbone.state_dict()
+    held = load_file(trained / "test_resnet.safetensors")
+    assert begun
+    assert all(torch.equal(value, held[name]) for name, value in begun.items())
+    missing = recipe(tmp_path / "none")
+    build(missing, weights=False)
+    with pytest.raises(DataError, match="none: there is no such file"):
+        build(missing)
+    with pytest.raises(DataError, match="the encoder's weights cannot be used"):
+        report(missing)
 
 
 def test_all_encoders_are_found():
