@@ -149,13 +149,15 @@ def bound(v, codes, low=LEVELS.sigma_min, high=LEVELS.sigma_max):
 @pytest.mark.parametrize("word", ["flow", "score"])
 @pytest.mark.parametrize("v", [0.4, 1.0, 3.0])
 def test_the_bound_is_the_cross_entropy_of_gaussian_codes(gauss, word, v):
-    """`−E ln N(z; 0, v) = ln(2πv)/2 + v_z/(2v)`: what the ends of the levels add is below 1e-4."""
+    """`−E ln N(z; 0, v) = ln(2πv)/2 + v_z/(2v)`: what the ends of the levels change is below 1e-4.
+
+    It may be less: the bound is that of a law a little wider than N(0, v), which suits codes of a larger variance.
+    """
     v_z, n = 1.3, 100_000
     z = math.sqrt(v_z) * torch.randn(n, 1, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         nats = number(v, word).nats(z, Condition(), Draws.step(0, "bound", 0, range(n)))
     assert bound(v, v_z) == pytest.approx(math.log(2 * math.pi * v) / 2 + v_z / (2 * v), abs=1e-4)
-    assert bound(v, v_z) > math.log(2 * math.pi * v) / 2 + v_z / (2 * v)
     assert gauss.within(nats, bound(v, v_z))
     # Sharp enough to tell these three v apart.
     assert nats.std() / math.sqrt(n) < 0.07
