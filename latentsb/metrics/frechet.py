@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentsb.bridge import EncodingBridge
+from latentsb.bridge import EncodingBridge, require
+from latentsb.endpoints import Endpoint, EndpointBridge
 from latentsb.errors import ArgumentError, CapabilityError, DataError
 from latentsb.features import FeatureNetwork, Features, ImageNetMobileNet, MnistLeNet
 from latentsb.metrics.base import METRICS, Data, Measured, Metric, Row, Subject, Table
@@ -54,6 +55,7 @@ class Frechet(Metric):
         real: images that samples are held against, at most; some are left for the floor where there are few.
         held_out: held-out images in place of training images.
         decoded: draw images from codes too; it costs as much as the samples do.
+        endpoint: of these draws, another way to x1 than the recipe's, where the bridge leaves that open.
         near: neighbours of precision and recall.
         wide: neighbours of density and coverage.
         seed: of the choice of real images and of the Gaussian.
@@ -63,6 +65,7 @@ class Frechet(Metric):
     real: Count = 10_000
     held_out: bool = False
     decoded: bool = True
+    endpoint: Endpoint | None = None
     near: Count = 3
     wide: Count = 5
     seed: int = 0
@@ -75,6 +78,8 @@ class Frechet(Metric):
         spec = subject.train.source.spec
         if len(spec.shape) != 3:
             raise CapabilityError(f"the metric 'frechet' needs images; these data are of shape {spec.shape}")
+        if self.endpoint is not None:
+            require(subject.bridge, EndpointBridge, "frechet.endpoint")
         if self.held_out and subject.held is None:
             raise CapabilityError("frechet.held_out: this run has no held-out data")
         try:
@@ -141,7 +146,9 @@ class Frechet(Metric):
                 through.append(_seen(subject, network, torch.cat(list(parts))))
             if draws:
                 cond = subject.known(items.cond)
-                made = subject.reconstruct(items.x0, mode="perceptual", seed=self.seed, cond=cond)
+                made = subject.reconstruct(
+                    items.x0, mode="perceptual", seed=self.seed, cond=cond, endpoint=self.endpoint
+                )
                 decoded.append(_seen(subject, network, made.bridge))
         found |= {"the same, through the autoencoder": torch.cat(through)} if through else {}
         return found | ({"the same, drawn from their codes": torch.cat(decoded)} if decoded else {})
@@ -187,7 +194,7 @@ class Frechet(Metric):
         ]
         shares: list[Row] = [(name, [*near[name], min(len(features[name]), len(among))]) for name in near if near[name]]
         protocol: dict[str, Any] = {
-            **vars(self),
+            **{key: value for key, value in vars(self).items() if key != "endpoint"},  # which is compared
             "network": network.identity(),
             "measured_against": data.name,
             "real": len(reference),
