@@ -26,8 +26,8 @@ def test_recipes_bind_and_tell_shapes(text: str, tmp_path: Path, monkeypatch: py
     assert source.spec.shape[1:] == (asked, asked)
 
 
-def test_every_source_of_files_is_on_the_page() -> None:
-    assert len(RECIPES) == 5
-    for word in ("folder", "tar", "npz", "paired", "unpaired"):
+def test_every_source_but_toys_is_on_the_page() -> None:
+    assert len(RECIPES) == 6
+    for word in ("folder", "tar", "npz", "paired", "unpaired", "sprites"):
         assert word in SOURCES
         assert f"`{word}`" in PAGE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_the_commands_are_understood():
     commands = re.findall(r"^latentsb evaluate \S+ --metrics (\S+)(?: -n \d+)? ?(.*)$", PAGE, re.MULTILINE)
     assert commands
     for words, settings in commands:
-        found = metrics_of(words.split(","), [settings.strip("'")] if settings else [])
+        found = metrics_of(words.split(","), shlex.split(settings))
         assert list(found) == words.split(",")
 
 
