@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from latentsb.bridge import BRIDGES
@@ -66,7 +67,7 @@ class DBAE(CodingBridge):
 
     Raises:
         ArgumentError: if pixels are to be encoded and batches bring none, or if the reference is noiseless or has none
-            of the training times, or if x1 is to be like x0 and Dec does not learn.
+            of the training times, or if a part is to learn that the loss does not reach.
     """
 
     # At t = 1 itself the state carries no noise and sigma_eff is infinite; a moment earlier it is 80.
@@ -98,6 +99,17 @@ class DBAE(CodingBridge):
             raise ArgumentError("reference", "must have noise; a noiseless one leaves nothing to denoise")
         if endpoint_weight and not trains_decoder:
             raise ArgumentError("endpoint_weight", "has no effect on a decoder that does not learn")
+        half = torch.tensor(0.5, dtype=torch.float64)
+        marginal = reference.pinned(half)
+        subtracted = bool(preconditioning.coefficients(marginal, half).shift == marginal.a)
+        if subtracted and not sees_endpoint and not endpoint_weight:
+            if not embeds_z:
+                raise ArgumentError("embeds_z", "must be true: nothing else tells the network of the code")
+            if trains_decoder:
+                raise ArgumentError(
+                    "trains_decoder",
+                    "must be false: x1 is subtracted from the state and unseen, so no loss reaches Dec",
+                )
         self.endpoint_weight = endpoint_weight
         self.fixed = () if trains_decoder else ("decoder",)
         self.reference, self.preconditioning = reference, preconditioning

@@ -205,7 +205,7 @@ def rows(n, gauss):
 
 @pytest.mark.parametrize(("embeds", "sees"), list(product([True, False], repeat=2)))
 def test_the_network_is_told_what_the_switches_say(gauss, embeds, sees):
-    bridge = real(gauss, embeds_z=embeds, sees_endpoint=sees)
+    bridge = real(gauss, embeds_z=embeds, sees_endpoint=sees, endpoint_weight=0.0 if sees else 0.5)
     assert bridge.network.uses == {"label", *["z"] * embeds, *["x1"] * sees}
     n, t = 6, torch.tensor(0.4, dtype=DOUBLE)
     cond = bridge.endpoint(rows(n, gauss).cond.with_(z=gauss.data(n, 1).float()))
@@ -229,16 +229,24 @@ ROUTES = list(product(["official", "shifted"], [True, False], [True, False], [0.
 @pytest.mark.parametrize(("state", "embeds", "sees", "weight"), ROUTES)
 def test_gradients_take_the_routes_that_are_open(gauss, state, embeds, sees, weight):
     """By the state unless a x1 is subtracted, by z and by x1 where the network is told, and by λ to both."""
-    bridge = real(
-        gauss,
-        embeds_z=embeds,
-        sees_endpoint=sees,
-        endpoint_weight=weight,
-        preconditioning=Official() if state == "official" else Shifted(),
-    )
+    open_to_both = state == "official" or sees or weight > 0
+    keys = {
+        "embeds_z": embeds,
+        "sees_endpoint": sees,
+        "endpoint_weight": weight,
+        "preconditioning": Official() if state == "official" else Shifted(),
+    }
+    if not open_to_both:
+        # What no loss reaches must not be said to learn.
+        with pytest.raises(ArgumentError) as error:
+            real(gauss, **keys)
+        assert error.value.name == ("trains_decoder" if embeds else "embeds_z")
+        if not embeds:
+            return
+        keys["trains_decoder"] = False
+    bridge = real(gauss, **keys)
     batch = rows(64, gauss)
     bridge.loss(batch, Draws.step(0, "loss", 0, batch.index)).total.sum().backward()
-    open_to_both = state == "official" or sees or weight > 0
     for name, reached in (("encoder", open_to_both or embeds), ("decoder", open_to_both)):
         gradient = getattr(bridge, name).weight.grad
         size = 0.0 if gradient is None else float(gradient.abs().max())
