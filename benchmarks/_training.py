@@ -75,7 +75,7 @@ class Loop:
     def step(self, batch: Batch) -> None:
         """One step of the trainer."""
         session = self.session
-        session.renew(self.source)
+        session.renew(self.source, None)
         phases = session.schedule.now(session.seen, session.logs)
         flags = session.update.step(batch.to(self.device, non_blocking=True), phases, session.seen, None)
         session.seen += session.settings.batch

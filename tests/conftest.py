@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+# Side by side, each process keeps to one core; torch reads this when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED = Path(os.environ.get("LATENTSB_TEST_DATA", Path(__file__).parents[1] / ".." / "shared")).resolve()
 
 
