@@ -87,16 +87,49 @@ def test_fixed_noise_is_the_same_for_all():
 
 
 def test_capacities():
-    """Shannon's `log2(1 + power/noise)/2` of the largest mean and the smallest spread that the law allows."""
-    assert Clamped().capacity == pytest.approx(8.2227, abs=5e-5)
+    """Shannon's `log2(1 + power/noise)/2` of noise that is the same for all, at the largest mean."""
     assert Fixed().capacity == pytest.approx(0.5 * math.log2(1 + 100), rel=1e-14)
     assert Exact().capacity == math.inf
-    extreme = torch.tensor([[1e9, -1e9]], dtype=DOUBLE)
-    for channel in (Clamped(), Clamped(limit=3.0, floor=0.2), Fixed(), Fixed(sigma=0.5, limit=4.0)):
-        law = channel.law(extreme[:, : channel.outputs(1)])
+    extreme = torch.tensor([[1e9]], dtype=DOUBLE)
+    for channel in (Fixed(), Fixed(sigma=0.5, limit=4.0)):
+        law = channel.law(extreme)
         assert float(torch.log2(1 + law.mean**2 / law.sigma**2)) / 2 == pytest.approx(channel.capacity, rel=1e-12)
-        others = channel.law(4 * torch.randn(500, channel.outputs(1), generator=torch.Generator().manual_seed(2)))
+        others = channel.law(4 * torch.randn(500, 1, generator=torch.Generator().manual_seed(2)))
         assert float(torch.log2(1 + others.mean**2 / others.sigma**2).max()) / 2 < channel.capacity
+
+
+@pytest.mark.parametrize("limits", [{}, {"limit": 3.0, "floor": 0.2}, {"limit": 1.0, "floor": 1.0}, {"floor": 10.0}])
+def test_the_capacity_of_noise_that_differs_is_its_largest_entropy(limits):
+    """`log2(limit² + E σ²)/2 − E log2 σ` is at most that over any law of σ, and equal for one of the two extremes."""
+    channel = Clamped(**limits)
+    extremes = channel.law(torch.tensor([[9e9, -9e9], [9e9, 9e9]], dtype=DOUBLE))
+    least, most = extremes.sigma.flatten()
+    power = extremes.mean[0] ** 2
+
+    def entropy(chances, sigma):
+        return (torch.log2(power + chances @ sigma**2) / 2 - chances @ sigma.log2()).max()
+
+    share = torch.linspace(0, 1, 10_001, dtype=DOUBLE)
+    best = entropy(torch.stack([1 - share, share], 1), torch.stack([least, most]))
+    # The slope is zero at the best share, so the grid costs a square of its step: (1e-4/2)² times the curvature.
+    curvature = float((most**2 - least**2) ** 2 / (power + least**2) ** 2)
+    assert float(best) <= channel.capacity + 1e-12
+    assert float(best) == pytest.approx(channel.capacity, abs=min(1e-4, 2.5e-9 * curvature + 1e-9))
+    generator = torch.Generator().manual_seed(3)
+    between = least + (most - least) * torch.rand(30, dtype=DOUBLE, generator=generator) ** 4
+    chances = torch.rand(500, 30, dtype=DOUBLE, generator=generator) ** 8
+    assert float(entropy(chances / chances.sum(1, keepdim=True), between)) < channel.capacity
+
+
+def test_the_size_of_the_noise_is_told_too():
+    """Of two codes with mean 0, one of much noise and one of little: more than Shannon's bound of the little one."""
+    channel = Clamped(limit=5.0, floor=10.0)
+    sigma = channel.law(torch.tensor([[0.0, -9e9], [0.0, 9e9]], dtype=DOUBLE)).sigma
+    z = torch.linspace(-1500, 1500, 300_001, dtype=DOUBLE)
+    each = torch.exp(Normal(torch.zeros_like(sigma), sigma).log_prob(z))
+    entropy = torch.trapezoid(-torch.xlogy(both := each.mean(0), both), z)
+    information = float(entropy - Normal(torch.zeros_like(sigma), sigma).entropy().mean()) / math.log(2)
+    assert 0.5 * math.log2(1 + (channel.limit / float(sigma[0])) ** 2) < 0.17 < 0.7 < information < channel.capacity
 
 
 def test_a_uniform_input_carries_less_than_the_capacity():

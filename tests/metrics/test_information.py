@@ -105,6 +105,26 @@ def test_a_worse_denoiser_makes_the_bound_smaller_by_what_it_errs():
     assert within(b - a, bias**2 * (sigma0**-2 - 79.0**-2) / 2)
 
 
+def test_above_the_highest_level_the_mean_stands_in():
+    """That part of the integral is |x0 − m|²/(2 σ²) of the highest level, to the last digit, and has no noise."""
+    terms, noises = gaps(0.03, 5, levels=1, highest=0.5)
+    assert torch.allclose(terms[:, 0], (0.5 * normal(5, 1))[:, 0] ** 2 / (2 * 0.5**2), rtol=1e-12)
+    assert (noises[:, 0] == 0).all()
+
+
+def test_weights_of_the_noise_are_those_of_the_other_half():
+    """By hand; a sample changes what is subtracted from samples of the other half alone, so that nothing is biased."""
+    terms, noises = normal(12, 3, seed=20), normal(12, 3, seed=21)
+    found = combined(terms, noises)
+    for part in (0, 1):
+        x, y = noises[1 - part :: 2], terms[1 - part :: 2]
+        slopes = torch.stack([torch.cov(torch.stack([a, b]))[0, 1] / a.var() for a, b in zip(x.T, y.T, strict=True)])
+        assert torch.allclose(found[part::2], (terms - slopes * noises)[part::2].sum(1), rtol=1e-12)
+    terms[4] += 1
+    moved = combined(terms, noises) != found
+    assert moved.tolist() == [k % 2 == 1 or k == 4 for k in range(12)]
+
+
 def test_the_endpoint_does_not_matter():
     """x1 is made from z and shifts the state only: another decoder, the same M, draw by draw."""
     one = gaps(0.03, 500)[0]
@@ -163,6 +183,17 @@ def test_contrast_lies_around_the_information_of_a_gaussian_channel():
     assert within(plain - rate(law, codes), dim / 2 * (snr - math.log1p(snr)), k=5)
 
 
+def test_contrasts_are_their_definitions():
+    """`ln q(z_i|x_i)` less the log of the mean density over all samples, and over all others."""
+    n, law = 3, CodeLaw(normal(3, 2, seed=9), normal(3, 2, seed=10).exp())
+    z = law.mean + law.sigma * normal(3, 2, seed=11)
+    density = torch.distributions.Normal(law.mean, law.sigma).log_prob(z[:, None]).sum(2).exp()
+    own, total = density.diagonal(), density.sum(1)
+    below, above = contrasted(law, z)
+    assert torch.allclose(below, (own / (total / n)).log(), rtol=1e-9)
+    assert torch.allclose(above, (own / ((total - own) / (n - 1))).log(), rtol=1e-9)
+
+
 def test_the_metric_puts_the_true_information_between_its_bounds(parts):
     x, held = 0.5 * normal(50_000, 1, seed=7), 0.5 * normal(2000, 1, seed=8)
     stand = parts.Stand(x, held, bridge=bridge())
@@ -179,7 +210,7 @@ def test_the_metric_puts_the_true_information_between_its_bounds(parts):
             assert bound - 4 * se < TRUE, name
         elif name.startswith("I(x0; z) ≤"):
             assert bound + 4 * (se or 0) > TRUE, name
-    assert rows["I(x0; z) ≤ capacity"][0] == pytest.approx(math.log1p(25 / (0.01 + math.exp(-5)) ** 2) / 2)
+    assert rows["I(x0; z) ≤ capacity"][0] == pytest.approx(Clamped().capacity * math.log(2), rel=1e-12)
     fitted = rows["I(x0; z) ≤ rate, fitted Gaussian of codes"]
     assert fitted[0] == pytest.approx(TRUE, abs=4 * fitted[1] + 0.01)  # q(z) is Gaussian, so that nothing is lost
     assert found.floors["Gaussian, without z"] == pytest.approx(math.log1p(S2 / 0.003**2) / 2, abs=0.05)
