@@ -30,6 +30,7 @@ COMMANDS = (
     "latentsb.cli.train",
     "latentsb.cli.runs",
     "latentsb.cli.tasks",
+    "latentsb.cli.translate",
     "latentsb.cli.likelihood",
     "latentsb.cli.compare",
     "latentsb.cli.fetch",
