@@ -142,6 +142,8 @@ def test_random_endpoint_draws_from_the_law_given_the_code(gauss):
     draws = Draws.step(5, "decode", 0, batch.index)
     x1 = bridge.endpoint(Condition({"z": z}), None, draws)["x1"]
     assert gauss.within(x1, 0.0)
+    spread = math.sqrt(-math.expm1(-10.05))
+    torch.testing.assert_close(x1, spread * draws.normal("x1", x1), rtol=1e-12, atol=0)
     assert gauss.within(x1.square(), 1 - math.exp(-10.05))
     made = decode(bridge, batch, Heun(steps=60, grid=WHOLE))
     expected = carried(gauss, x1 / REFERENCE.alpha(ONE), z, SIGMA, 0.0)

@@ -248,6 +248,27 @@ def test_a_held_out_figure_is_that_of_two_gaussians():
     assert abs(nothing.value) < 4 * nothing.error
 
 
+def test_errors_of_worth_are_its_spread_over_repetitions():
+    """AUROC of 20 exponential samples of mean 4 against 200 of mean 1 (Hanley and McNeil's own model), and r = 0.8."""
+    one = torch.ones(1, dtype=DOUBLE)
+    along = Direction("a", one, 0 * one, one, 1.0, Means(), 0)
+    generator = torch.Generator().manual_seed(9)
+    label = (torch.arange(220) < 20).double()
+    areas, correlations = [], []
+    for _ in range(300):
+        draw = torch.empty(220, dtype=DOUBLE).exponential_(generator=generator) * (1 + 3 * label)
+        areas.append(worth(along, draw[:, None], label, "draws"))
+        x, y = torch.randn(2, 60, dtype=DOUBLE, generator=generator)
+        correlations.append(worth(along, x[:, None], 0.8 * x + 0.6 * y, "draws"))
+    for found, value, figure in ((areas, 0.8, "AUROC"), (correlations, 0.8, "r")):
+        values = torch.tensor([told.value for told in found])
+        errors = torch.tensor([told.error for told in found])
+        assert {told.figure for told in found} == {figure}
+        assert abs(float(values.mean()) - value) < 4 * float(values.std()) / math.sqrt(300) + 0.003
+        # The spread of 300 is known to 4 %, and the errors are those at estimates, off by as much.
+        assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.2)
+
+
 def test_a_class_is_told_from_the_rest_and_measured_on_what_it_was_not_fitted_to():
     made = experiment(bridge(), n=3000)
     found = direction_of(made, 1)

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 from sklearn.metrics import mutual_info_score, roc_auc_score
+from sklearn.model_selection import KFold
 
 from latentsb.data.sprites import Sprites
 from latentsb.errors import CapabilityError
@@ -75,6 +76,27 @@ def test_tad_of_one_number_for_each_attribute():
     assert k * (area - 0.5 - 3.5 * noise) < scores.mean() < k * (area - 0.5)
 
 
+def test_tad_by_hand():
+    """Of the four fifths that each fold leaves, attribute by attribute and number by number."""
+    n = 60
+    attributes = gauss(n, 3, seed=20) > 0
+    codes = 2.0 * attributes[:, [0, 0, 1, 2]] + gauss(n, 4, seed=21)
+    expected = []
+    for kept, left in KFold(5, shuffle=True, random_state=0).split(codes):
+        assert (len(kept), len(left)) == (48, 12)
+        y, z, total, captured = attributes[kept], codes[kept], 0.0, 0
+        for i in range(3):
+            areas = sorted((max(a, 1 - a) for a in (roc_auc_score(y[:, i], column) for column in z.T)), reverse=True)
+            others = [mutual_info_score(y[:, i], y[:, k]) for k in range(3) if k != i]
+            if areas[0] >= 0.75 and max(others) <= 0.2 * mutual_info_score(y[:, i], y[:, i]):
+                total, captured = total + areas[0] - areas[1], captured + 1
+        expected.append((total, captured))
+    scores, counts = tad(codes, attributes)
+    assert list(zip(scores, counts, strict=True)) == [(pytest.approx(a, abs=1e-12), b) for a, b in expected]
+    assert len({round(a, 6) for a, _ in expected}) > 1
+    assert max(b for _, b in expected) > 0
+
+
 def test_a_doubled_number_and_noise_have_no_tad():
     n, k = 4000, 4
     attributes = gauss(n, k, seed=4) > 0
@@ -106,6 +128,7 @@ def test_redundant_attributes_do_not_count():
 def test_what_attributes_targets_become():
     assert binary(Target("x", np.array([0.0, 1, 2, 3])))[:, 0].tolist() == [False, False, True, True]
     assert binary(Target("seldom", np.array([0.0, 0, 0, 1]), 2))[:, 0].tolist() == [False, False, False, True]
+    assert binary(Target("often", np.array([0.0, 1, 1, 1]), 2))[:, 0].tolist() == [False, True, True, True]
     assert binary(Target("shape", np.array([0.0, 1, 2]), 3))[:, 0].tolist() == [False, False, True]
     assert (binary(Target("c", np.arange(5.0), 5)) == np.eye(5, dtype=bool)).all()
     # Of three equal classes, one against the rest, each would be redundant; of four none is.
@@ -149,12 +172,30 @@ def test_dci_in_closed_form():
     assert dci(np.eye(3)) == pytest.approx((1, 1))
     assert dci(np.ones((3, 3))) == pytest.approx((0, 0), abs=1e-12)
     assert dci(np.zeros((2, 3))) == (0, 0)
+    # A number counts by its share of all importance: nine tenths of it tell of both factors alike.
+    h = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / math.log(3)
+    assert dci(np.array([[0.9, 0.9], [0.1, 0.0], [0.0, 0.1]])) == pytest.approx((0.1, 1 - h))
+    # Nothing tells of the second factor: it is not complete.
+    assert dci(np.array([[1.0, 0.0], [0.0, 0.0]])) == pytest.approx((1, 0.5))
     p = math.cos(0.3) ** 2
     h = -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
     assert dci(np.array([[p, 1 - p], [1 - p, p]])) == pytest.approx((1 - h, 1 - h))
     # Two numbers for one factor, one for the other: all are pure, the first factor is not complete.
     both = dci(np.array([[0.5, 0.0], [0.5, 0.0], [0.0, 1.0]]))
     assert both == pytest.approx((1, (1 - math.log(2) / math.log(3) + 1) / 2))
+
+
+def test_rare_classes_count_as_much_as_others():
+    """Classes of 90 % and 10 %, N(0, 1) and N(1, 1): halfway the balanced accuracy is Φ(1/2), of noise one half."""
+    n = 40_000
+    label = np.random.default_rng(22).random(n) < 0.1
+    codes = gauss(n, 2, seed=23)
+    codes[:, 0] += label
+    # Half of the tenth is tested; of the noise as many.
+    error = 4 * math.sqrt(2 * 0.25 / (0.1 * n / 2))
+    found = sap(codes, [Target("rare", label.astype(float), 2)], 0)
+    assert found == pytest.approx(norm.cdf(0.5) - 0.5, abs=error)
+    assert found > error
 
 
 def test_noise_tells_nothing():

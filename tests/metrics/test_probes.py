@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from latentsb.bridges.dbae import DBAE
@@ -17,6 +18,7 @@ from latentsb.data.sprites import Sprites
 from latentsb.errors import ArgumentError, CapabilityError, DataError
 from latentsb.laws import Ends
 from latentsb.metrics import codes as module
+from latentsb.metrics import probes as probing
 from latentsb.metrics.base import Data
 from latentsb.metrics.probes import Probes, probe
 from latentsb.metrics.scores import auroc, average_precision, interval, pearson, resampled, squared_error
@@ -81,6 +83,68 @@ def test_linear_targets_are_read_perfectly_and_noise_not_at_all():
     told = probe(other, Target("number", value), fitted, ONCE, 0.2, 0)
     assert abs(told["r"][0]) < 4 / math.sqrt(4000)
     assert told["MSE / variance"][0] == pytest.approx(1, abs=4 * math.sqrt(2 / 4000) + 0.02)
+
+
+def half_known(n, fitted):
+    """Codes of unequal spreads, of which the tested ones are elsewhere, and rows of which nothing is known."""
+    x = gauss(n, 3, seed=30) * [1.0, 5.0, 0.2] + [0.0, 3.0, -1.0]
+    x[fitted:] = 1.5 * x[fitted:] + 0.3
+    return x, np.random.default_rng(31).random(n) < 0.3
+
+
+@pytest.mark.parametrize("penalty", [0.3, 10.0])
+def test_ridge_regression_by_hand(monkeypatch, penalty):
+    """`w = (XᵀX/n + penalty)⁻¹ Xᵀy/n` of features in units of the fitted ones; resamples stay with their samples."""
+    monkeypatch.setattr(probing, "PENALTIES", (penalty,))
+    n, fitted = 400, 250
+    x, hidden = half_known(n, fitted)
+    y = x @ np.array([1.0, 0.3, -2.0]) + gauss(n, seed=32) + 5
+    weights = resampled(n - fitted, 3, 4)
+    told = probe(x, Target("y", np.where(hidden, np.nan, y)), fitted, weights, 0.2, 0)
+    train, test = np.flatnonzero(~hidden[:fitted]), fitted + np.flatnonzero(~hidden[fitted:])
+    mean, spread, centre = x[train].mean(0), x[train].std(0), y[train].mean()
+    u, v = (x[train] - mean) / spread, (x[test] - mean) / spread
+    w = np.linalg.solve(u.T @ u / len(u) + penalty * np.eye(3), u.T @ (y[train] - centre) / len(u))
+    guess = v @ w + centre
+    for k, own in enumerate(weights[:, test - fitted]):
+        rows = np.repeat(np.arange(len(test)), own.astype(int))
+        assert told["r"][k] == pytest.approx(np.corrcoef(guess[rows], y[test][rows])[0, 1], abs=1e-9)
+        error = ((guess - y[test])[rows] ** 2).mean() / y[train].var()
+        assert told["MSE / variance"][k] == pytest.approx(error, rel=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("penalty", [1e-3, 3.0])
+def test_logistic_regression_by_hand(monkeypatch, penalty, classes):
+    """The mean loss of a sample and `penalty |w|²/2`, of features in units of the fitted ones; by probability."""
+    monkeypatch.setattr(probing, "PENALTIES", (penalty,))
+    n, fitted = 500, 300
+    x, hidden = half_known(n, fitted)
+    y = np.digitize(x @ np.array([1.0, 0.3, -2.0]) + 3 * gauss(n, seed=33), [0.0, 4.0][: classes - 1]) % classes
+    weights = resampled(n - fitted, 3, 4)
+    told = probe(x, Target("y", np.where(hidden, np.nan, y), classes), fitted, weights, 0.2, 0)
+    train, test = np.flatnonzero(~hidden[:fitted]), fitted + np.flatnonzero(~hidden[fitted:])
+    mean, spread = x[train].mean(0), x[train].std(0)
+    model = LogisticRegression(C=1 / (penalty * len(train)), max_iter=300).fit((x[train] - mean) / spread, y[train])
+    chances = model.predict_proba((x[test] - mean) / spread)
+    for k, own in enumerate(weights[:, test - fitted]):
+        asked = [1] if classes == 2 else range(3)
+        aps = [average_precision_score(y[test] == c, chances[:, c], sample_weight=own) for c in asked]
+        assert told["AP"][k] == pytest.approx(np.mean(aps), abs=1e-9)
+        areas = [roc_auc_score(y[test] == c, chances[:, c], sample_weight=own) for c in asked]
+        assert told["AUROC"][k] == pytest.approx(np.mean(areas), abs=1e-9)
+
+
+def test_the_penalty_is_the_best_of_the_validation(monkeypatch):
+    """Many numbers of noise and few samples: a penalty among two is right, whichever place it has."""
+    n, fitted = 2060, 60
+    x = gauss(n, 40, seed=34)
+    y = x[:, 0] + gauss(n, seed=35)
+    told = {}
+    for penalties in ((1e-6,), (0.5,), (0.5, 1e-6), (1e-6, 0.5)):
+        monkeypatch.setattr(probing, "PENALTIES", penalties)
+        told[penalties] = probe(x, Target("y", y), fitted, np.ones((1, n - fitted)), 0.3, 0)["r"][0]
+    assert told[0.5, 1e-6] == told[1e-6, 0.5] == told[0.5,] > told[1e-6,] + 0.1
 
 
 def test_noisy_labels_reach_the_best_rate_that_exists():
