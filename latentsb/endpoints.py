@@ -146,8 +146,8 @@ class Zero(Endpoint):
 class Decoded(Endpoint):
     """The network's own estimate without noise, `α_1 D(0, 1, z)`: `zero`, about the mean of x0 instead of about zero.
 
-    One call. Of a Gaussian the ODE then ends at the mean exactly, while `zero` misses it by the share of the signal
-    that is left at t = 1.
+    One call. Of a Gaussian of variance s² the ODE then misses the mean by `(s²/(s² + σ²))^(3/2)` of it, with σ the noise
+    per signal at t = 1, and from `zero` by `(s²/(s² + σ²))^(1/2)`.
 
     Source: closed form.
     """
