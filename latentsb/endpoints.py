@@ -114,7 +114,7 @@ class Inferred(Endpoint):
 class Random(Endpoint):
     """Noise, `N(0, α_1² ρ²_1)`: a draw from `p(x0 | z)`, whose squared error is twice that of the mean.
 
-    Source: Preechakul et al. 2022, Diffusion autoencoders, Sec. 4.1.
+    Source: Preechakul et al. 2022, Diffusion autoencoders, Sec. 5.1.
     """
 
     def x1(self, bridge: DenoisingBridge, cond: Condition, x0: Tensor | None, draws: Draws | None) -> Tensor:
@@ -146,8 +146,8 @@ class Zero(Endpoint):
 class Decoded(Endpoint):
     """The network's own estimate without noise, `α_1 D(0, 1, z)`: `zero`, about the mean of x0 instead of about zero.
 
-    One call. Of a Gaussian of variance s² the ODE then misses the mean by `(s²/(s² + σ²))^(3/2)` of it, with σ the noise
-    per signal at t = 1, and from `zero` by `(s²/(s² + σ²))^(1/2)`.
+    One call. Of a Gaussian of variance s² the ODE then misses the mean by `(s²/(s² + σ²))^(3/2)` of it, and from `zero`
+    by `(s²/(s² + σ²))^(1/2)`, with σ the noise per signal at t = 1.
 
     Source: closed form.
     """

@@ -41,7 +41,7 @@ class BridgePrior(LearnedPrior):
     over σ from σ_min = 0.002 to σ_max = 80, or the bridge's own levels where they span less: diffusion, what the
     largest level leaves of the code, the code within the smallest noise, and the unit of volume.
 
-    Source: Preechakul et al. 2022, Diffusion autoencoders, Sec. 3.4 (a diffusion of normalised codes, as a second
+    Source: Preechakul et al. 2022, Diffusion autoencoders, Sec. 4 (a diffusion of normalised codes, as a second
     stage); Kim et al. 2025 (the regularised loss); Kingma et al. 2021, Variational diffusion models, Eq. 11 and 17
     (the bound); Vahdat et al. 2021, LSGM (its gradient in the encoder).
 

@@ -75,7 +75,7 @@ def frechet(a: Cloud, b: Cloud) -> Estimate:
     with `T⁻¹ = C_a^{1/2} M^{-1/2} C_a^{1/2}`. The standard error is that of the means of these. It knows nothing of the
     bias: d is too large in small sets, all the more where there are fewer samples than features.
 
-    Source: Dowson and Landau 1982; Heusel et al. 2017; derivative: Villani 2009, Optimal transport, ch. 10.
+    Source: Dowson and Landau 1982; Heusel et al. 2017; derivative: Villani 2009, Optimal transport, ch. 5.
 
     Args:
         a: the set whose root is taken; give the one that is compared with many.

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2, norm
+from scipy.stats import chi2
 from sklearn.metrics import mutual_info_score, roc_auc_score
 from sklearn.model_selection import KFold
 
@@ -186,16 +186,14 @@ def test_dci_in_closed_form():
 
 
 def test_rare_classes_count_as_much_as_others():
-    """Classes of 90 % and 10 %, N(0, 1) and N(1, 1): halfway the balanced accuracy is Φ(1/2), of noise one half."""
+    """A number is 1 in the class of one tenth, and in two fifths of the rest: it is right in all and in .6, so .8."""
     n = 40_000
-    label = np.random.default_rng(22).random(n) < 0.1
-    codes = gauss(n, 2, seed=23)
-    codes[:, 0] += label
-    # Half of the tenth is tested; of the noise as many.
-    error = 4 * math.sqrt(2 * 0.25 / (0.1 * n / 2))
-    found = sap(codes, [Target("rare", label.astype(float), 2)], 0)
-    assert found == pytest.approx(norm.cdf(0.5) - 0.5, abs=error)
-    assert found > error
+    rng = np.random.default_rng(22)
+    label = rng.random(n) < 0.1
+    codes = np.stack([label | (rng.random(n) < 0.4), np.zeros(n)], 1).astype(float)
+    # The other number is right in one class of the two. Half of the rest is tested.
+    error = 4 * math.sqrt(0.4 * 0.6 / (0.9 * n / 2)) / 2
+    assert sap(codes, [Target("rare", label.astype(float), 2)], 0) == pytest.approx(0.8 - 0.5, abs=error)
 
 
 def test_noise_tells_nothing():

@@ -15,7 +15,7 @@ from latentsb.evaluate import metrics_of
 from latentsb.features import FeatureNetwork, Features, ImageNetMobileNet, MnistLeNet
 from latentsb.metrics.base import stamp
 from latentsb.metrics.distances import Cloud, KernelSums, frechet, frechet_distance, kid
-from latentsb.metrics.frechet import Frechet, _eight_bits, suited
+from latentsb.metrics.frechet import Frechet, _Chosen, _eight_bits, suited
 from latentsb.metrics.manifold import manifold
 from latentsb.pictures import from_uint8, to_uint8
 from latentsb.tensors import Spec
@@ -242,6 +242,18 @@ def test_the_gaussian_has_the_moments_of_the_pixels(parts):
     # Standard errors over 3,000 and 4,000 draws: σ√(1/n + 1/m) of means, √2 times that, relative, of variances.
     assert ((a.mean(0) - b.mean(0)).abs() < 4 * a.std(0) * math.sqrt(1 / 3000 + 1 / 4000)).all()
     assert ((b.var(0) / a.var(0)).log().abs() < 4 * math.sqrt(2 / 3000 + 2 / 4000)).all()
+
+
+def test_the_gaussian_of_few_images_has_their_unbiased_covariance(parts):
+    """Of two images at ±d from their mean it lies on the line between them, with the variance 2 d²."""
+    x = torch.tensor([0.1, -0.2, 0.05, 0.0]) + torch.tensor([[1.0], [-1.0]]) * torch.tensor([0.1, 0.05, -0.1, 0.02])
+    stand = parts.Stand(x.reshape(2, 1, 2, 2), bridge=None)
+    drawn, fitted = Frechet()._gaussian(stand, _Chosen([(stand.train, np.arange(2))], []), 4000)
+    assert fitted == 2
+    along = (drawn.flatten(1) - x.mean(0)) / (x[0] - x.mean(0))
+    assert torch.allclose(along, along[:, :1].expand(-1, 4), atol=1e-3)
+    # Relative standard error of a variance: √(2/n).
+    assert float(along[:, 0].var()) == pytest.approx(2, rel=4 * math.sqrt(2 / 4000))
 
 
 def test_what_the_metric_needs_is_told_before_anything_is_drawn(parts, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from latentsb.metrics import probes as probing
 from latentsb.metrics.base import Data
 from latentsb.metrics.probes import Probes, probe
 from latentsb.metrics.scores import auroc, average_precision, interval, pearson, resampled, squared_error
-from latentsb.metrics.targets import Target, split_rows, targets_of
+from latentsb.metrics.targets import Target, _number, split_rows, targets_of
 from latentsb.networks.base import Encoder, Network
 from latentsb.randomness import Draws
 
@@ -215,6 +215,15 @@ def test_targets_of_sprites():
     truth = data.source.classes_of(data.source.chosen)
     assert (found["shape"].values == truth[:, 2]).all()
     assert found["scale"].values == pytest.approx(0.5 + 0.1 * truth[:, 3])
+
+
+def test_of_two_values_the_larger_one_is_asked_for():
+    """What AP is of: the second class, whichever is rarer, and whatever the numbers are."""
+    column = np.array([5.0, 2.0, np.nan, 5.0, 5.0])
+    for sign, words in ((1, ("2", "5")), (-1, ("-5", "-2"))):
+        found = _number("a", sign * column)
+        assert np.array_equal(found.values, (sign * column == max(2 * sign, 5 * sign)) + 0 * column, equal_nan=True)
+        assert (found.classes, found.words) == (2, words)
 
 
 def test_targets_of_a_table(tmp_path):
