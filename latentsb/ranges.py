@@ -11,12 +11,22 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from latentsb.errors import ArgumentError
 
-__all__ = ["Count", "Fraction", "NonNegative", "NonNegativeInt", "OpenFraction", "Positive", "enforce"]
+__all__ = [
+    "Count",
+    "Fraction",
+    "NonNegative",
+    "NonNegativeInt",
+    "OpenFraction",
+    "Positive",
+    "PositiveFraction",
+    "enforce",
+]
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 OpenFraction = Annotated[float, Gt(0), Lt(1)]
+PositiveFraction = Annotated[float, Gt(0), Le(1)]
 Count = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
 

@@ -28,6 +28,7 @@ CONTRACTS = (
     "latentsb.process.preconditioning",
     "latentsb.process.times",
     "latentsb.process.distances",
+    "latentsb.process.reversal",
     "latentsb.laws",
     "latentsb.channels",
     "latentsb.prior",

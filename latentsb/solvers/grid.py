@@ -12,10 +12,10 @@ from torch import Tensor
 from latentsb.bridge import Bridge, DenoisingBridge, End
 from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.process.times import time_of_sigma
-from latentsb.ranges import Fraction, NonNegative, OpenFraction, Positive, enforce
+from latentsb.ranges import Fraction, NonNegative, OpenFraction, Positive, PositiveFraction, enforce
 from latentsb.solvers.base import GRIDS, Grid, denoising, noisy
 
-__all__ = ["Asinh", "Karras", "KarrasTime", "LogUniform", "Natural", "SigmaGrid", "Uniform"]
+__all__ = ["Asinh", "Karras", "KarrasTime", "LogUniform", "Natural", "SigmaGrid", "Symmetric", "Uniform"]
 
 
 def karras(first: float, last: float, points: int, rho: float) -> Tensor:
@@ -63,6 +63,37 @@ class Uniform(Grid):
             return torch.linspace(first, 0, steps + 1, dtype=torch.float64)
         points = steps if towards == "x0" else steps + 1
         return in_order(torch.linspace(first, self.last or bridge.t_min, points, dtype=torch.float64), towards)
+
+
+@GRIDS.register("symmetric")
+@dataclass(frozen=True, kw_only=True)
+class Symmetric(Grid):
+    """Steps that grow linearly up to the middle and shrink again, with the ends of `uniform`.
+
+    Under Brownian motion it is the schedule of step sizes γ of Schrödinger bridges by chains: from γ_min to γ_max and
+    back, `2 γ = g² h`.
+
+    Source: De Bortoli et al. 2021, Diffusion Schrödinger bridge, official code.
+
+    Args:
+        ratio: of the smallest step to the largest, `γ_min/γ_max`; 1 is `uniform`.
+    """
+
+    ratio: PositiveFraction = 0.1
+
+    def __post_init__(self) -> None:
+        enforce(self)
+
+    def times(self, bridge: Bridge, steps: int, towards: End = "x0") -> Tensor:
+        """Of N steps, the k-th and the k-th last are `ratio + (1 − ratio) k / ⌊(N − 1)/2⌋` of the largest, k from 0."""
+        place = torch.arange(steps, dtype=torch.float64)
+        inner = torch.minimum(place, steps - 1 - place) / max(1, (steps - 1) // 2)
+        sizes = self.ratio + (1 - self.ratio) * inner
+        passed = torch.cat([sizes.new_zeros(1), sizes.cumsum(0) / sizes.sum()])
+        ends = Uniform().times(bridge, steps, towards)[[0, -1]]
+        times = ends[0] + passed * (ends[1] - ends[0])
+        times[-1] = ends[1]
+        return times
 
 
 @GRIDS.register("karras_time")
