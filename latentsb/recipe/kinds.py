@@ -26,6 +26,7 @@ CONTRACTS = (
     "latentsb.process.reference",
     "latentsb.process.coupling",
     "latentsb.process.preconditioning",
+    "latentsb.process.statecost",
     "latentsb.process.times",
     "latentsb.process.distances",
     "latentsb.process.reversal",
