@@ -29,7 +29,7 @@ from latentsb.registry import Registry
 from latentsb.tensors import Batch, Condition
 from latentsb.trainable import Trainable
 
-__all__ = ["BRIDGES", "Bridge", "DenoisingBridge", "EncodingBridge", "End", "State", "require"]
+__all__ = ["BRIDGES", "Bridge", "DenoisingBridge", "EncodingBridge", "End", "PlannedBridge", "State", "require"]
 
 End = Literal["x0", "x1"]
 
@@ -56,11 +56,13 @@ class Bridge(Trainable):
         ends: the two laws and the shapes.
         aligned: the stream must deliver partners (x0, x1), not independent draws.
         coupling: which x0 goes with which x1, where the bridge leaves that to the recipe.
+        ways: the ends that it can run towards; with one of them there is no velocity and no likelihood.
     """
 
     ends: Ends
     aligned: bool = False
     coupling: Coupling | None = None
+    ways: tuple[End, ...] = ("x0", "x1")
 
     def prepare(self, batch: Batch, draws: Draws) -> Batch:
         """Let the coupling arrange the whole batch."""
@@ -92,6 +94,24 @@ class Bridge(Trainable):
     def project(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Bring a state back to where it may live (known pixels, a start and goal); the identity by default."""
         return x
+
+
+class PlannedBridge(Bridge):
+    """A bridge over a reference that draws the end of a trajectory at once, given where it stands.
+
+    Attributes:
+        reference: the scalar reference process; pinned to both ends it fills in the way between.
+    """
+
+    reference: ScalarReference
+
+    @abstractmethod
+    def arrive(self, state: State, draws: Draws, towards: End = "x0") -> Tensor:
+        """A draw of the end given the state, shape of `state.x`.
+
+        Raises:
+            CapabilityError: if the bridge cannot run towards that end.
+        """
 
 
 class DenoisingBridge(Bridge):

@@ -25,12 +25,35 @@ from latentsb.solvers.base import Solver
 from latentsb.tensors import Batch, Condition
 from latentsb.trainable import Loss, Round
 
-__all__ = ["Simulated", "TwoSided", "other"]
+__all__ = ["Simulated", "TwoSided", "depart", "other"]
 
 
 def other(end: End) -> End:
     """The end across."""
     return "x1" if end == "x0" else "x0"
+
+
+def depart(ends: Ends, batch: Batch, draws: Draws, towards: End, device: torch.device) -> State:
+    """The start of a trajectory between two laws: the batch's own far end, or a draw of its law where it has none.
+
+    Args:
+        ends: of the bridge.
+        batch: rows, with the ends that the data brings.
+        draws: of the same rows.
+        towards: the end that the trajectory goes to.
+        device: of what is drawn.
+
+    Raises:
+        DataError: if neither the batch nor a law brings that end.
+    """
+    name = other(towards)
+    x = batch.x1 if name == "x1" else batch.x0
+    if x is None:
+        law = ends.x1 if name == "x1" else ends.x0
+        if not isinstance(law, Sampled):
+            raise DataError(f"this bridge starts from data: give batches with {name}, since no law of it is known")
+        x = law.sample(len(batch), draws.fork(name), batch.cond).to(device, ends.spec.dtype)
+    return State(x, torch.tensor(float(name == "x1"), dtype=torch.float64), batch.cond)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +120,7 @@ class TwoSided(Bridge):
         Raises:
             DataError: if neither the batch nor a law brings that end.
         """
-        name = other(towards)
-        x = batch.x1 if name == "x1" else batch.x0
-        if x is None:
-            law = self.ends.x1 if name == "x1" else self.ends.x0
-            if not isinstance(law, Sampled):
-                raise DataError(f"this bridge starts from data: give batches with {name}, since no law of it is known")
-            x = law.sample(len(batch), draws.fork(name), batch.cond).to(self.device, self.ends.spec.dtype)
-        return State(x, torch.tensor(float(name == "x1"), dtype=torch.float64), batch.cond)
+        return depart(self.ends, batch, draws, towards, self.device)
 
     def error(self, point: PathPoint, t: Tensor, cond: Condition, towards: End) -> Tensor:
         """Squared error of a network's prediction at a point of a path, mean over a sample, shape (B,)."""
