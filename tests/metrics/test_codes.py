@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from latentsb.errors import CapabilityError, Error
+from latentsb.metrics.codes import PROJECTION, coders
 from latentsb.metrics.linear import Components
 from latentsb.metrics.reconstruction import Reconstructed, compare
 from latentsb.metrics.retrieval import Retrieval, chance, retrieve
@@ -138,6 +140,22 @@ def test_codes_are_those_of_latents_and_the_floors_those_of_pixels(parts):
     for name, figures in found.items():
         assert figures == pytest.approx(expected[name]), name
     assert found["z, 4 numbers"]["top1"] > 2 * retrieve(held[:, :KEPT], labels)["top1"]
+
+
+def test_a_random_projection_is_one_normal_matrix_for_all(parts):
+    """Of unit vectors it shows its rows: N(0, 1/D), so that codes keep the squares of samples, K/D of them each."""
+    train = torch.cat([torch.eye(DIM), data(100, 0)])
+    subject = parts.Stand(train, torch.eye(DIM), bridge=parts.Coder(torch.eye(DIM)[:, :KEPT]))
+    squares = []
+    for seed in range(40):
+        keys = {"fitted_on": 50, "seed": seed, "batch": 5, "drawn": False}
+        project = coders(subject, subject.bridge, **keys)[PROJECTION]
+        rows = project(subject.held, np.arange(DIM))
+        assert torch.equal(rows, project(subject.train, np.arange(DIM)))
+        squares.append(rows.square().flatten())
+    squares = torch.cat(squares)
+    assert abs(float(squares.mean()) * DIM - 1) < 4 * math.sqrt(2 / len(squares))
+    assert float((squares == 0).double().mean()) == 0
 
 
 def test_what_is_missing_is_told(parts):

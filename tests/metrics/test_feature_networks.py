@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from latentsb.errors import ArgumentError, BackendError, DataError
-from latentsb.features import FEATURES, ImageNetMobileNet, Inception, MobileNetV2, Timm
+from latentsb.features import FEATURES, ImageNetMobileNet, Inception, LeNet, MobileNetV2, ResNet, Timm
 from latentsb.features.base import digest_of, resized
 
 
@@ -149,6 +149,21 @@ def test_random_weights_are_told_by_the_name_and_depend_on_their_seed_alone():
     assert torch.equal(first.features_of(x), again.features_of(x))
     assert not torch.allclose(first.features_of(x), other.features_of(x))
     assert first.frechet_name == "untrained test_resnet (seed 3) Fréchet distance"
+
+
+def test_classifiers_see_images_as_in_their_training():
+    """Black, grey and white are 0, 1/2 and 1; colours are taken from the means of ImageNet in units of its spreads."""
+    seen = []
+    shades = torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None]
+    digits, colours = LeNet().eval(), ResNet(8).eval()
+    for layer in (digits.convnet["c1"], colours.conv1):
+        layer.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    digits.features_of(shades.expand(3, 1, 28, 28))
+    colours.features_of(shades.expand(3, 3, 32, 32))
+    levels = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None]
+    torch.testing.assert_close(seen[0], levels.expand(3, 1, 32, 32))
+    mean, spread = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+    torch.testing.assert_close(seen[1], ((levels - mean) / spread).expand(3, 3, 32, 32))
 
 
 def test_inception_is_torch_fidelity_s(tmp_path):

@@ -85,6 +85,13 @@ def test_half_unet_is_what_its_equation_says():
     torch.testing.assert_close(encoder(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_last_multiplier_holds_for_further_levels():
+    """Sides 64, 32, 16, 8 and 4 of two multipliers: 8, 24, 24, 24 and 24 channels."""
+    encoder = HalfUNet(Spec((3, 64, 64)), 5, width=8, multipliers=(1, 3), blocks=1, attention=0)
+    assert [block.resnets[-1].conv2.out_channels for block in encoder.down_blocks] == [8, 24, 24, 24, 24]
+    assert encoder.head.in_features == 24
+
+
 def test_half_unet_has_about_twice_the_published_parameters():
     """Base 128, multipliers 1 1 2 3 4 4 at 128x128: 24.67 million with one convolution a block."""
     with torch.device("meta"):
