@@ -89,7 +89,7 @@ def translate(
     paths = [Path(text) for text in inputs or [] if text not in settings]
     opened, experiment = load(run, weights, device, attention)
     departure = None if towards is not None or not paths else named_end(experiment, paths)
-    asked = None if towards is None else towards.value
+    asked: Any = None if towards is None else towards.value
     end = direction(experiment.bridge, asked if departure is None else across(departure))
     solver = solver_of(opened, [*switch(opened.recipe.solver, mode), *settings])
     with arguments():
