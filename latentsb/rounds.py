@@ -36,6 +36,7 @@ class Renewal(Round):
         seed: of the run.
         purpose: names the stage's draws.
         device: on which rows are made.
+        bf16: the stage's networks compute in bf16.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class Renewal(Round):
         seed: int,
         purpose: str,
         device: torch.device,
+        bf16: bool = False,
     ) -> None:
         self.number, self.resumed, self.part, self.size = number, resumed, part, len(source) * source.variants
         self.source, self.images, self.seed, self.purpose, self.device = source, images, seed, purpose, device
+        self.bf16 = bf16
 
     def simulate(
         self, name: str, rows: int, make: Callable[[Batch, Draws], Mapping[str, Tensor]]

@@ -212,6 +212,7 @@ class Session:
             seed=self.experiment.recipe.seed,
             purpose=self.update.purpose,
             device=self.experiment.device,
+            bf16=self.bf16,
         )
         self.round, self.begun = number, True
         if type(self.trainable).renew is Trainable.renew:

@@ -58,12 +58,14 @@ class Round(ABC):
             what the round does not train, but must not apply a second time what changes weights or buffers.
         part: what the stage trains, as `Trainable.schedule` was told.
         size: samples of the data, mirrored ones counted.
+        bf16: the stage's networks compute in bf16.
     """
 
     number: int
     part: str = ""
     size: int = 0
     resumed: bool = False
+    bf16: bool = False
 
     @abstractmethod
     def simulate(

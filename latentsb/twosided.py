@@ -60,8 +60,11 @@ def depart(ends: Ends, batch: Batch, draws: Draws, towards: End, device: torch.d
 class Simulated(Coupling):
     """Pairs that a bridge has simulated, drawn with replacement; conditions travel with their pair.
 
+    A table is never paired anew: transport within batches would undo what the simulation has learned.
+
     Args:
-        table: `x0`, `x1` and each condition as `cond.NAME`, of equal numbers of rows, on the CPU.
+        table: `x0`, `x1`, each condition as `cond.NAME` (absent in some rows: `present.NAME`) and whatever else belongs
+            to a pair as `extra.NAME`, of equal numbers of rows, on the CPU.
     """
 
     table: Mapping[str, Tensor]
@@ -71,8 +74,19 @@ class Simulated(Coupling):
         """One pair of the table for each row of the batch, whatever the batch holds."""
         rows = draws.integers("simulated pair", len(self.table["x0"]))
         found = {name: value[rows].to(batch.data.device) for name, value in self.table.items()}
-        cond = {name.removeprefix("cond."): value for name, value in found.items() if name.startswith("cond.")}
-        return Pair(found["x0"], found["x1"], Condition(cond))
+        cond, present, extra = (
+            {name.removeprefix(kind): value for name, value in found.items() if name.startswith(kind)}
+            for kind in ("cond.", "present.", "extra.")
+        )
+        return Pair(found["x0"], found["x1"], Condition(cond, present), extra)
+
+    @staticmethod
+    def rows(pair: Pair) -> dict[str, Tensor]:
+        """A pair as rows of a table."""
+        cond = {f"cond.{name}": value for name, value in pair.cond.values.items()}
+        present = {f"present.{name}": value for name, value in pair.cond.present.items()}
+        extra = {f"extra.{name}": value for name, value in pair.extra.items()}
+        return {"x0": pair.x0, "x1": pair.x1, **cond, **present, **extra}
 
 
 class TwoSided(Bridge):
@@ -107,8 +121,19 @@ class TwoSided(Bridge):
 
     def drift(self, x: Tensor, t: Tensor, cond: Condition, towards: End = "x0") -> Tensor:
         """The drift towards an end, by the network of that direction; t of shape () or (B,)."""
-        output = self.networks[towards](x, t.to(device=x.device, dtype=x.dtype), cond)
-        return self.prediction.drift(output, x, t, self.reference, towards)
+        return self.prediction.drift(self.output(x, t, cond, towards), x, t, self.reference, towards)
+
+    def output(self, x: Tensor, t: Tensor, cond: Condition, towards: End) -> Tensor:
+        """What the network towards an end gives, in the type of x: steps of a few thousandths are lost in bf16."""
+        output: Tensor = self.networks[towards](x, t.to(device=x.device, dtype=x.dtype), cond)
+        return output.to(x.dtype)
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Probability-flow velocity in forward time, `(b_f − b_b)/2`.
+
+        One of the two drifts is read off where it arrives, so times are kept within [t_min, t_max].
+        """
+        return super().velocity(x, t.clamp(self.t_min, self.t_max), cond)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """`g(t)` of the reference, in both directions."""
@@ -124,10 +149,9 @@ class TwoSided(Bridge):
 
     def error(self, point: PathPoint, t: Tensor, cond: Condition, towards: End) -> Tensor:
         """Squared error of a network's prediction at a point of a path, mean over a sample, shape (B,)."""
-        output = self.networks[towards](point.x, t.to(device=point.x.device, dtype=point.x.dtype), cond)
         drift = point.b_f if towards == "x1" else point.b_b
         target = self.prediction.target(drift, point.x, t, self.reference, towards)
-        error: Tensor = (output - target).square().flatten(1).mean(1)
+        error: Tensor = (self.output(point.x, t, cond, towards) - target).square().flatten(1).mean(1)
         return error
 
     def matching(self, pair: Pair, path: Path, times: TimeDistribution, draws: Draws, towards: End) -> Loss:
@@ -150,9 +174,14 @@ class TwoSided(Bridge):
         """
 
         def make(batch: Batch, draws: Draws) -> Mapping[str, Tensor]:
-            state = self.start(batch, draws, teacher)
-            reached = solver.run(self, state, draws.fork("simulation"), teacher).x
-            found: dict[str, Tensor] = {f"cond.{name}": value for name, value in batch.cond.values.items()}
-            return {**found, teacher: reached, other(teacher): state.x}
+            # Networks in the stage's precision; states and steps stay in that of the data.
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=round.bf16):
+                return Simulated.rows(self.reach(batch, draws, solver, teacher))
 
         return Simulated(table=round.simulate(f"pairs towards {teacher}", rows, make))
+
+    def reach(self, batch: Batch, draws: Draws, solver: Solver, teacher: End) -> Pair:
+        """The rows of a batch at the far end of `teacher`, and where its network brings them."""
+        state = self.start(batch, draws, teacher)
+        reached = solver.run(self, state, draws.fork("simulation"), teacher).x
+        return Pair(reached, state.x, batch.cond) if teacher == "x0" else Pair(state.x, reached, batch.cond)

@@ -22,8 +22,9 @@ from latentsb.tensors import Batch, Condition
 
 if TYPE_CHECKING:
     from latentsb.laws import Ends, Law
+    from latentsb.trainable import Round
 
-__all__ = ["COUPLINGS", "Coupling", "Independent", "MinibatchOT", "Pair", "Paired"]
+__all__ = ["COUPLINGS", "Coupling", "FromReference", "Independent", "MinibatchOT", "Pair", "Paired"]
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,20 @@ class Coupling(ABC):
     """A joint law of the two ends.
 
     `aligned` says which x1 the data stream must deliver where the data has one: the partner of x0 (True) or an
-    independent draw (False).
+    independent draw (False). `both_ends` says whether x1 has its own law; if not, only that of x0 is exact, and x1
+    follows from it.
     """
 
     aligned: ClassVar[bool] = False
+    both_ends: ClassVar[bool] = True
+
+    def over(self, reference: ScalarReference) -> Coupling:
+        """The coupling as a bridge over this reference uses it; by default itself."""
+        return self
+
+    def fitted(self, round: Round, ends: Ends) -> Coupling:
+        """The coupling fitted to the data of a round, in bridges that have rounds; by default itself."""
+        return self
 
     def prepare(self, batch: Batch, ends: Ends, draws: Draws) -> Batch:
         """Arrange all rows of a step at once, before they are split; by default they stay as they are.
@@ -64,7 +75,9 @@ class Coupling(ABC):
         """Couple the rows of a batch; where the batch has no x1, it is drawn from `ends.x1`."""
 
 
-COUPLINGS: Registry[Coupling] = Registry("coupling", Coupling, homes=("latentsb.process.coupling",))
+COUPLINGS: Registry[Coupling] = Registry(
+    "coupling", Coupling, homes=("latentsb.process.coupling", "latentsb.oracles.static")
+)
 
 
 @COUPLINGS.register("independent")
@@ -101,6 +114,37 @@ class Paired(Coupling):
                 "Use coupling 'independent', or data with pairs"
             )
         return Pair(batch.x0, batch.x1, batch.cond)
+
+
+@COUPLINGS.register("reference")
+@dataclass(frozen=True, kw_only=True)
+class FromReference(Coupling):
+    """x1 is where the reference process brings x0: the first coupling of iterative proportional fitting.
+
+    Source: De Bortoli et al. 2021, Diffusion Schrödinger bridge, Sec. 3; Shi et al. 2023, DSBM (there DSBM-IPF).
+
+    Args:
+        reference: the process; that of the bridge where the bridge has one.
+    """
+
+    both_ends: ClassVar[bool] = False
+    reference: ScalarReference | None = None
+
+    def over(self, reference: ScalarReference) -> FromReference:
+        """The same, over the bridge's reference if it has none of its own."""
+        return replace(self, reference=self.reference or reference)
+
+    def pair(self, batch: Batch, ends: Ends, draws: Draws) -> Pair:
+        """The data, and for each row a draw of `N(α_1 x0, α_1² ρ²_1)`.
+
+        Raises:
+            DataError: if the data lacks x0 and no law of it can be sampled, or no reference is known.
+        """
+        if self.reference is None:
+            raise DataError("coupling 'reference' needs a process: give it one, as in {name: reference, reference: …}")
+        x0 = _drawn("x0", ends.x0, batch, draws) if batch.x0 is None else batch.x0
+        end = self.reference.noised(torch.ones((), dtype=torch.float64))
+        return Pair(x0, end.sample(x0, None, draws.normal("reference", x0)), batch.cond)
 
 
 @COUPLINGS.register("minibatch_ot")
