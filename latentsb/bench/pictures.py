@@ -23,7 +23,7 @@ def trajectories(panels: Mapping[str, np.ndarray], path: Path, *, columns: int |
     """
     from matplotlib.figure import Figure
 
-    across = columns or len(panels)
+    across = min(columns or len(panels), len(panels))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(2.6 * across, 2.7 * down), dpi=100, layout="constrained")
     ends = np.concatenate([states[[0, -1]].reshape(-1, 2) for states in panels.values()])

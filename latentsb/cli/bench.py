@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,6 +153,7 @@ def kaba(
     output: OutputOption = None,
 ) -> None:
     """SB-VAE with an encoder trained until its loss is flat, throughout, or not at all: quality and time."""
+    from latentsb.bench import instance
     from latentsb.bench.arms import chosen
     from latentsb.bench.kaba import ABOUT, COLUMNS, LAWS_OF_X0, METHODS, rows
     from latentsb.bench.toys import ToyBench
@@ -163,7 +165,8 @@ def kaba(
         one_of("--laws", law, LAWS_OF_X0)
     picked = chosen(METHODS, split(methods), recipe or ())
     made = rows(setting, picked, asked, whole("--seeds", seeds, least=0), runs)
-    show(made, COLUMNS, ABOUT, asdict(setting), output)
+    known = instance.rows()
+    show(chain(known, made), (*instance.COLUMNS, *COLUMNS), ABOUT, asdict(setting), output)
     picture(runs, asked, picked)
 
 
@@ -212,7 +215,7 @@ def print_case(rows: Sequence[Row], columns: Sequence[Column]) -> None:
 
     used = [column for column in columns if any(column.key in row.figures for row in rows)]
     counts = sorted({len(row.seeds) for row in rows if row.seeds})
-    seeds = f", {counts[-1]} seed{'s' if counts[-1] != 1 else ''}, mean ± standard error" if counts else ""
+    seeds = "" if not counts else ", 1 seed" if counts[-1] == 1 else f", {counts[-1]} seeds, mean ± standard error"
     shown = table(f"{rows[0].case}{seeds}", "", *(column.head for column in used))
     shown.columns[0].no_wrap = True
     for row in rows:
