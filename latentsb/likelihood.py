@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latentsb.bridge import BRIDGES, Bridge, DenoisingBridge, EncodingBridge, State
+from latentsb.divergence import divergence, signs, units
 from latentsb.errors import CapabilityError
 from latentsb.laws import Density
 from latentsb.randomness import Draws
@@ -89,7 +90,7 @@ class Likelihood:
         """
         first, last, plane, prior = _route(bridge)
         exact = x0[0].numel() <= self.exact_up_to
-        probes = _units(x0) if exact else [_signs(x0, draws.fork(f"probe {i}")) for i in range(self.probes)]
+        probes = units(x0) if exact else [signs(x0, draws.fork(f"probe {i}")) for i in range(self.probes)]
         share = 1.0 if exact else 1.0 / self.probes
         begin = State(x0, first, cond)
         inward = x0.new_zeros(len(x0), dtype=torch.float64)
@@ -101,9 +102,11 @@ class Likelihood:
 
         def field(clock: Tensor, both: Tensor) -> Tensor:
             position = both[:, :-1].reshape(x0.shape)
-            state = plane.state(bridge, position, plane.time(bridge, clock), begin)
-            slope, divergence = _divergence(lambda at: plane.slope(bridge, at), state, plane, bridge, probes)
-            return torch.cat([slope.flatten(1), share * divergence[:, None]], dim=1)
+            t = plane.time(bridge, clock)
+            slope, spread = divergence(
+                lambda at: plane.slope(bridge, plane.state(bridge, at, t, begin)), position, probes
+            )
+            return torch.cat([slope.flatten(1), share * spread[:, None]], dim=1)
 
         start = torch.cat([plane.position(bridge, begin).flatten(1), x0.new_zeros(len(x0), 1)], dim=1)
         span = plane.clock(bridge, first), plane.clock(bridge, last)
@@ -136,8 +139,6 @@ def has_density(bridge: Bridge) -> None:
 def _route(bridge: Bridge) -> tuple[Tensor, Tensor, Coordinates, Prior]:
     """First and last time, the coordinates between them, and the log-density at the last."""
     one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    if len(bridge.ways) < 2:
-        raise CapabilityError(f"a likelihood needs both drifts of a bridge; '{_name(bridge)}' has one")
     if not isinstance(bridge, DenoisingBridge):
         law = bridge.ends.x1
         if not isinstance(law, Density):
@@ -168,28 +169,3 @@ def _log_normal(x: Tensor, std: float) -> Tensor:
     """Log-density of `N(0, std² I)` in float64, shape (B,)."""
     flat = x.flatten(1).double()
     return -(flat / std).square().sum(1) / 2 - flat.shape[1] * (math.log(std) + math.log(2 * math.pi) / 2)
-
-
-def _units(like: Tensor) -> list[Tensor]:
-    """One unit vector per dimension, each in all rows."""
-    eye = torch.eye(like[0].numel(), dtype=like.dtype, device=like.device)
-    return [unit.reshape(1, *like.shape[1:]).expand_as(like) for unit in eye]
-
-
-def _signs(like: Tensor, draws: Draws) -> Tensor:
-    """Signs, each with probability one half."""
-    return torch.where(draws.normal("sign", like) < 0, -1.0, 1.0).to(like)
-
-
-def _divergence(
-    slope: Callable[[State], Tensor], state: State, plane: Coordinates, bridge: Bridge, probes: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """A slope, and `Σ_k e_k · (J^T e_k)` over the probes, shape (B,), J by the position."""
-    with torch.enable_grad():
-        position = plane.position(bridge, state).detach().requires_grad_()
-        found = slope(plane.state(bridge, position, state.t, state))
-        total = found.new_zeros(len(found))
-        for i, probe in enumerate(probes):
-            (pulled,) = torch.autograd.grad(found, position, probe, retain_graph=i + 1 < len(probes))
-            total = total + (pulled * probe).flatten(1).sum(1)
-    return found.detach(), total.detach()

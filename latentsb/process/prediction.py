@@ -18,7 +18,7 @@ from latentsb.process.reference import ScalarReference
 from latentsb.registry import Registry
 from latentsb.tensors import expand_as
 
-__all__ = ["PREDICTIONS", "DriftItself", "EndPoint", "Prediction", "Scaled"]
+__all__ = ["PREDICTIONS", "Control", "DriftItself", "EndPoint", "Prediction", "Scaled"]
 
 End = Literal["x0", "x1"]
 
@@ -100,6 +100,25 @@ class EndPoint(Prediction):
         if towards == "x1":
             return conversion.x1_from_b_f(reference, t, x, drift)
         return conversion.x0_from_b_b(reference, t, x, drift)
+
+
+@PREDICTIONS.register("control")
+@dataclass(frozen=True, kw_only=True)
+class Control(Prediction):
+    """The control in units of the noise, `Z = (b_f − f x)/g` and `Ẑ = (b_b + f x)/g`: zero is the reference itself.
+
+    Source: Chen et al. 2022, Likelihood training of Schrödinger bridge (SB-FBSDE), Eq. 13.
+    """
+
+    def drift(self, output: Tensor, x: Tensor, t: Tensor, reference: ScalarReference, towards: End) -> Tensor:
+        """`f x + g Z` or `−f x + g Ẑ`."""
+        f = reference.f(t) if towards == "x1" else -reference.f(t)
+        return expand_as(f, x) * x + expand_as(reference.g(t), x) * output
+
+    def target(self, drift: Tensor, x: Tensor, t: Tensor, reference: ScalarReference, towards: End) -> Tensor:
+        """`(b_f − f x)/g` or `(b_b + f x)/g`."""
+        f = reference.f(t) if towards == "x1" else -reference.f(t)
+        return (drift - expand_as(f, x) * x) / expand_as(reference.g(t), x)
 
 
 def _left(reference: ScalarReference, t: Tensor, towards: End) -> Tensor:

@@ -33,6 +33,8 @@ CONTRACTS = (
     "latentsb.laws",
     "latentsb.channels",
     "latentsb.prior",
+    "latentsb.divergence",
+    "latentsb.freezing",
     "latentsb.normalisers",
     "latentsb.blends",
     "latentsb.endpoints",
