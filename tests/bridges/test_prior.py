@@ -166,16 +166,10 @@ def test_the_bound_is_the_cross_entropy_of_gaussian_codes(gauss, word, v):
 
 @pytest.mark.parametrize("word", ["flow", "score"])
 def test_the_ends_of_the_levels_count(gauss, monkeypatch, word):
-    """Of levels from 0.2 to 2 the bound has what the largest leaves of the code, and the code within the smallest."""
-    levels = LogUniformSigma(sigma_min=0.2, sigma_max=2.0)
-    monkeypatch.setattr("latentsb.learned_prior.LEVELS", levels)
-    v, v_z, n = 0.7, 1.3, 20_000
-    z = math.sqrt(v_z) * torch.randn(n, 1, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        nats = number(v, word).nats(z, Condition(), Draws.step(0, "bound", 0, range(n)))
-    assert gauss.within(nats, bound(v, v_z, 0.2, 2.0))
-    # The share of the largest level is many standard errors.
-    assert v_z / 8 > 8 * float(nats.std()) / math.sqrt(n)
+    monkeypatch.setattr("latentsb.learned_prior.LEVELS", LogUniformSigma(sigma_min=0.2, sigma_max=2.0))
+    z = math.sqrt(1.3) * torch.randn(20_000, 1, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+    nats = number(0.7, word).nats(z, Condition(), Draws.step(0, "bound", 0, range(20_000))).detach()
+    assert gauss.within(nats, bound(0.7, 1.3, 0.2, 2.0))
 
 
 @pytest.mark.parametrize("v", [0.5, 1.25, 5.0])

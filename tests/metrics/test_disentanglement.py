@@ -17,6 +17,7 @@ from latentsb.errors import CapabilityError
 from latentsb.metrics.base import Data
 from latentsb.metrics.disentanglement import (
     Disentanglement,
+    _binned,
     binary,
     dci,
     importances_of,
@@ -61,6 +62,12 @@ def test_information_is_that_of_scikit_learn():
     a, b = np.random.default_rng(0).integers(0, [[4], [7]], size=(2, 500))
     assert information(a, b) == pytest.approx(mutual_info_score(a, b), abs=1e-12)
     assert information(a, a) == pytest.approx(-sum(p * math.log(p) for p in np.bincount(a) / 500), abs=1e-12)
+
+
+def test_bins_have_equal_widths_and_the_last_one_its_end():
+    values = np.stack([np.arange(33) / 8 - 1, np.full(33, 7.0)], 1)
+    assert _binned(values, 16)[:, 0].tolist() == [min(k // 2, 15) for k in range(33)]
+    assert (_binned(values, 16)[:, 1] == 0).all()
 
 
 def test_tad_of_one_number_for_each_attribute():
