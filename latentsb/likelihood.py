@@ -139,6 +139,8 @@ def has_density(bridge: Bridge) -> None:
 def _route(bridge: Bridge) -> tuple[Tensor, Tensor, Coordinates, Prior]:
     """First and last time, the coordinates between them, and the log-density at the last."""
     one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    if len(bridge.ways) < 2:
+        raise CapabilityError(f"a likelihood needs both drifts of a bridge; '{_name(bridge)}' has one")
     if not isinstance(bridge, DenoisingBridge):
         law = bridge.ends.x1
         if not isinstance(law, Density):
