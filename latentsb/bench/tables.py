@@ -31,7 +31,7 @@ class Column:
             return ""
         mean, error = row.mean(self.key) * self.scale, row.error(self.key)
         if error is None:
-            return f"{mean:.3g}"
+            return f"{mean:.3g}" if row.seeds else f"{mean:.5g}"  # what has no seeds is exact
         return f"{mean:.3g}±{error * abs(self.scale):.1g}" if error > 0 else f"{mean:.3g}"
 
 
