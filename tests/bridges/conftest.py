@@ -153,6 +153,18 @@ class LinearNetwork(Network):
         return torch.einsum("boi,bi->bo", weight, inputs)
 
 
+class Constant(Network):
+    """The same vector everywhere, through a layer that autocast makes short."""
+
+    def __init__(self, x: Spec, value: Tensor):
+        super().__init__(x, {})
+        self.layer = nn.Linear(1, len(value), bias=False, dtype=value.dtype)
+        self.layer.weight.data.copy_(value[:, None])
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self.layer(torch.ones_like(x[:, :1]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class At(TimeDistribution):
     """One time for every row."""

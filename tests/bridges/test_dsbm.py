@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
 from latentsb.bridges.dsbm import DSBM
@@ -59,18 +59,6 @@ class Optimum(Network):
         at = t.flatten()[0].double()
         drift = self.exact.drift(x, at, self.towards)
         return self.prediction.target(drift, x, at.expand(len(x)), self.exact.reference, self.towards)
-
-
-class Constant(Network):
-    """The same vector everywhere, through a layer that autocast makes short."""
-
-    def __init__(self, x: Spec, value: Tensor):
-        super().__init__(x, {})
-        self.layer = nn.Linear(1, len(value), bias=False, dtype=value.dtype)
-        self.layer.weight.data.copy_(value[:, None])
-
-    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        return self.layer(torch.ones_like(x[:, :1]))
 
 
 def build(gauss, *, knots=None, ends=LINE, **settings) -> DSBM:
@@ -252,7 +240,7 @@ def test_the_targets_of_a_shift_without_noise_are_the_shift(gauss):
     assert bridge.aligned
     for towards, value in (("x1", shift), ("x0", -shift)):
         for sign, expected in ((1, 0.0), (-1, float(4 * shift.square().mean()))):
-            bridge.networks[towards] = Constant(PLANE.spec, sign * value)
+            bridge.networks[towards] = gauss.Constant(PLANE.spec, sign * value)
             loss = bridge.matching(bridge.pair(batch, draws, towards), bridge.path, bridge.times, draws, towards)
             assert_close(loss.total, torch.full((64,), expected, dtype=DOUBLE), rtol=1e-9, atol=1e-20)
     both = bridge.loss(batch, draws)
@@ -330,7 +318,7 @@ def test_states_are_not_rounded_where_networks_are_short(gauss):
     ends = Ends(Spec((1,)), two_sided=True)
     bridge = build(gauss, ends=ends, reference=Brownian(sigma=0.0), prediction=DriftItself(), pairs=8)
     bridge.simulation = EulerMaruyama(steps=200, noiseless_last=False)
-    bridge.networks["x1"] = Constant(ends.spec, torch.tensor([0.01]))
+    bridge.networks["x1"] = gauss.Constant(ends.spec, torch.tensor([0.01]))
 
     class Fixed(Whole):
         def simulate(self, name, count, make):
@@ -388,10 +376,7 @@ def test_networks_begin_anew_where_they_do_not_continue(gauss):
 
     assert renewed(1) == [1, 1]
     assert renewed(2, resumed=True) == [1, 1]  # what was learned since the turn began stays
-    assert renewed(3) == [1, 1]
-    assert renewed(2) == [0, 1]
-    assert renewed(5) == [0, 1]
-    assert renewed(4) == [0, 0]
+    assert [renewed(number) for number in (3, 2, 5, 4)] == [[1, 1], [0, 1], [0, 1], [0, 0]]
 
 
 def test_a_held_out_loss_is_of_the_rows_that_it_is_given(gauss):

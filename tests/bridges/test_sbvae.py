@@ -323,6 +323,12 @@ def test_the_plateau_is_found_where_the_rule_says():
         assert follow(rule.schedule(*phases(), "encoder/prior"), values, state_at=place) == wanted
     falling = [0.9**i for i in range(24)]
     assert follow(rule.schedule(*phases(), "encoder/prior"), falling) is None
+    once, logs = rule.schedule(*phases(), "encoder/prior"), {"encoder/prior": 0.7}
+    once.now(0, logs)
+    again = rule.schedule(*phases(), "encoder/prior")
+    again.load_state_dict(json.loads(json.dumps(once.state_dict())))
+    again.now(10, logs)
+    assert again.state_dict() == once.state_dict()  # the same line of the log is not looked at twice
     assert follow(Plateau(cap=300).schedule(*phases(), "encoder/prior"), falling) == 310
     negative = [-(1.1**i) for i in range(24)]
     assert follow(rule.schedule(*phases(), "encoder/prior"), negative) is None
