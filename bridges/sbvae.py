@@ -152,7 +152,8 @@ class SBVAE(Controlled):
         energy: λ.
         encoder_lr: factor on the learning rate of the encoder.
         freeze: when the encoder stops learning, by `encoder/prior` in the log.
-        steps: N of the training's chains; a sampler may take another number.
+        steps: N of the training's chains, and the best number for a sampler: between data and the first node nothing is
+            learned.
         paths: that are simulated at once when the encoder is frozen.
         refresh: images after which they are simulated anew.
         dropout: share of training rows whose label and attributes are hidden.
