@@ -48,7 +48,7 @@ class Objective(ABC):
         """Begin a round of the schedule, numbered from 0; nothing by default."""
 
 
-OBJECTIVES: Registry[Objective] = Registry("objective", Objective)
+OBJECTIVES: Registry[Objective] = Registry("training", Objective)
 
 
 @OBJECTIVES.register("joint")

@@ -40,7 +40,7 @@ class Form(ABC):
         """
 
 
-FORMS: Registry[Form] = Registry("form", Form)
+FORMS: Registry[Form] = Registry("loss_form", Form)
 
 
 @FORMS.register("chain")

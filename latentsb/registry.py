@@ -79,11 +79,16 @@ class Registry(Generic[T]):
         homes: modules of the core in which parts of this kind are defined.
 
     Raises:
-        ValueError: at decoration, if the word is taken, is not a lower-case word, or the class has another base.
+        ValueError: if the kind is taken; at decoration, if the word is taken, is not a lower-case word, or the class
+            has another base.
     """
 
     def __init__(self, kind: str, base: type[T], homes: tuple[str, ...] = ()) -> None:
-        self.kind, self.base, self.homes = kind, base, homes
+        there: Registry[Any] | None = REGISTRIES.get(kind)
+        if there is not None and _name(there.base) != _name(base):
+            raise ValueError(f"there is a registry of kind '{kind}' already, that of {_name(there.base)}")
+        self.kind, self.homes = kind, homes
+        self.base: type[T] = base
         self._classes: dict[str, type[T]] = {}
         REGISTRIES[kind] = self
 
@@ -144,6 +149,10 @@ class Registry(Generic[T]):
             if base in words:
                 return words[base]
         raise UnknownPartError(f"{cls.__qualname__} is not a registered {self.kind}")
+
+
+def _name(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def describe(part: Any) -> Any:

@@ -136,3 +136,12 @@ def test_a_base_finds_its_registry(tools):
     assert registry_of(Tool) is tools
     assert registry_of(named("Saw")) is tools
     assert registry_of(int) is None
+
+
+def test_a_kind_belongs_to_one_registry(tools):
+    class Other:
+        """Of the same kind."""
+
+    with pytest.raises(ValueError, match="'tool' already"):
+        Registry("tool", Other)
+    assert Registry("tool", Tool).base is Tool
