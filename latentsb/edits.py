@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -84,20 +84,35 @@ def edit(
         draws = Draws.seeds(range(seed + rows.start, seed + rows.stop))
         begin = partial(begun, bridge, x0=latents, draws=draws.fork("start"))
         columns = []
-        with counting(bridge) as first:  # one x1 for all strengths, where it is kept
-            own = begin(known.with_(z=z)) if kept else None
-        for strength in strengths:
-            moved = known.with_(z=found.move(z, strength))
-            with counting(bridge) as count:
-                at = own or begin(moved)
-                x = decoder.run(bridge, State(at.x, at.t, at.cond.with_(z=moved["z"])), draws.fork("solve")).x
+        moved = [found.move(z, strength) for strength in strengths]
+        for x, spent in _decoded(bridge, decoder, begin, known, z, moved, kept, draws):
+            calls = spent
             columns.append(experiment.autoencoder.decode(x).cpu())
-            calls = first.calls + count.calls
             if progress is not None:
                 progress(len(held))
         made.append(torch.stack(columns, 1))
         codes.append(z.cpu())
     return Edits(images.cpu(), torch.cat(made), torch.cat(codes), tuple(map(float, strengths)), found, calls)
+
+
+def _decoded(
+    bridge: EncodingBridge,
+    decoder: Solver,
+    begin: Callable[[Condition], State],
+    known: Condition,
+    z: Tensor,
+    moved: Sequence[Tensor],
+    kept: bool,
+    draws: Draws,
+) -> Iterator[tuple[Tensor, int]]:
+    """Latents of moved codes and the calls of each; where x1 is kept, one is made from z and serves all of them."""
+    with counting(bridge) as first:
+        own = begin(known.with_(z=z)) if kept else None
+    for code in moved:
+        with counting(bridge) as count:
+            at = own or begin(known.with_(z=code))
+            x = decoder.run(bridge, State(at.x, at.t, at.cond.with_(z=code)), draws.fork("solve")).x
+        yield x, first.calls + count.calls
 
 
 def keeps_endpoint(bridge: EncodingBridge, asked: bool) -> bool:

@@ -69,16 +69,25 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def command(runs, capsys, monkeypatch):
-    """Give a command in that folder; exit code, standard output, standard error."""
-    monkeypatch.chdir(runs)
+def commands(capsys, monkeypatch):
+    """From a folder to a way of giving commands there: exit code, standard output, standard error."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
-    def give(*arguments: str) -> tuple[int, str, str]:
+    def give(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             main([str(a) for a in arguments])
         out, err = capsys.readouterr()
         return int(left.value.code or 0), out, err
 
-    return give
+    def at(folder):
+        monkeypatch.chdir(folder)
+        return give
+
+    return at
+
+
+@pytest.fixture
+def command(runs, commands):
+    """Give a command in the folder of the trained runs."""
+    return commands(runs)

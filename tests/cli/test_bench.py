@@ -16,7 +16,6 @@ from latentsb.bench.gaussian import GaussianBench, distances, exact_rows, floors
 from latentsb.bench.methods import METHODS
 from latentsb.bench.plane import LAWS, PlaneLaw, solve
 from latentsb.bench.tables import Column, Row, over_seeds
-from latentsb.cli import main
 from latentsb.errors import RecipeError
 from latentsb.oracles import ExactBridge, GaussianBridge, MixturePair, Normal
 from latentsb.process.references import OU, Brownian
@@ -31,18 +30,8 @@ TINY = ("--dims", "2", "--seeds", "1", "--width", "8", "--images", "512", "--qui
 
 
 @pytest.fixture
-def command(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-
-    def give(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return give
+def command(tmp_path, commands):
+    return commands(tmp_path)
 
 
 @pytest.mark.parametrize("towards", ["x0", "x1"])

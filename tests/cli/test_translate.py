@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from latentsb.cli import main
 from latentsb.errors import ArgumentError, CapabilityError, DataError
 from latentsb.experiment import build
 from latentsb.oracles import ExactBridge, GaussianBridge, MixturePair, Normal
@@ -77,18 +76,8 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture
-def command(project, capsys, monkeypatch):
-    monkeypatch.chdir(project)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-
-    def give(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return give
+def command(project, commands):
+    return commands(project)
 
 
 @pytest.mark.parametrize("towards", ["x0", "x1"])
