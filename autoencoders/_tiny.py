@@ -14,6 +14,7 @@ from latentsb.errors import ArgumentError, CapabilityError, DataError
 from latentsb.normalisers import Normaliser
 from latentsb.randomness import Draws
 from latentsb.tensors import Batch, Spec
+from latentsb.tiles import Tiling
 from latentsb.trainable import Loss
 from latentsb.weights import ANY, MODEL, PAIR, files_of, fill, known, read
 
@@ -135,6 +136,7 @@ class Tiny(Autoencoder):
         channels: of the latent.
         weights: a known name, or the path of a folder or file.
         normaliser: of the latents.
+        tiling: how large images are cut into tiles; null: not at all.
 
     Attributes:
         word: of the recipe.
@@ -149,9 +151,17 @@ class Tiny(Autoencoder):
     factor: ClassVar[int]
 
     def __init__(
-        self, images: Spec, model: Halves, *, channels: int, weights: str | Path, normaliser: Normaliser
+        self,
+        images: Spec,
+        model: Halves,
+        *,
+        channels: int,
+        weights: str | Path,
+        normaliser: Normaliser,
+        tiling: Tiling | None = None,
     ) -> None:
-        super().__init__(images, latent_of(images, channels, self.factor, self.word), normaliser=normaliser)
+        latent = latent_of(images, channels, self.factor, self.word)
+        super().__init__(images, latent, normaliser=normaliser, tiling=tiling)
         known(weights, self.word)
         self.weights, self.model = weights, model
 

@@ -18,6 +18,7 @@ from latentsb.normalisers import Channel, Normaliser
 from latentsb.randomness import Draws
 from latentsb.ranges import Count, NonNegative
 from latentsb.tensors import Batch, Spec
+from latentsb.tiles import Tiling
 from latentsb.trainable import Loss
 from latentsb.weights import CONFIG, MODEL, files_of, fill, known, place
 
@@ -75,11 +76,14 @@ class KL(Autoencoder):
         quant: 1×1 convolutions on both sides of the latent; null: the weights', or true.
         kl_weight: weight of the divergence.
         normaliser: of the latents.
+        tiling: how large images are encoded and decoded in tiles that overlap, each normalised alone; null: not at all.
 
     Raises:
         ArgumentError: if widths, groups and image do not fit, or contradict the weights.
         DataError: if the shape is in a folder that is not complete; says what to put there.
     """
+
+    tiles = "approximate"
 
     def __init__(
         self,
@@ -94,6 +98,7 @@ class KL(Autoencoder):
         quant: bool | None = None,
         kl_weight: NonNegative = 1e-6,
         normaliser: Normaliser = Channel(),
+        tiling: Tiling | None = None,
     ) -> None:
         given = {
             "latent_channels": latent_channels,
@@ -113,7 +118,7 @@ class KL(Autoencoder):
             raise ArgumentError("images", f"{told}; write channels: {channels} in the data")
         _, height, width = images.shape
         latent = Spec((shape["latent_channels"], height // factor, width // factor))
-        super().__init__(images, latent, normaliser=normaliser)
+        super().__init__(images, latent, normaliser=normaliser, tiling=tiling)
         self.kl_weight, self.trained, self.weights = kl_weight, weights is not None, weights
         self.model: AutoencoderKL = _new(images.channels, shape)
 

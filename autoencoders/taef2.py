@@ -9,6 +9,7 @@ from torch import nn
 from latentsb.autoencoder import AUTOENCODERS
 from latentsb.normalisers import Channel, Normaliser
 from latentsb.tensors import Spec
+from latentsb.tiles import Tiling
 
 from ._tiny import Block, Halves, Pooled, Tiny, conv, down, entry, up
 
@@ -30,16 +31,25 @@ class TAEF2(Tiny):
         images: shape of one image, (3, H, W); the sides are multiples of 8.
         weights: a known name, or the path of a folder or file.
         normaliser: of the latents.
+        tiling: null; all else is refused.
 
     Raises:
         ArgumentError: if images are not of this form, or the weights belong to another autoencoder.
     """
 
     word, factor = "taef2", 8
+    untiled = "it normalises over the whole image, so that tiles differ from each other in brightness and contrast"
 
-    def __init__(self, images: Spec, *, weights: str | Path = "taef2", normaliser: Normaliser = Channel()) -> None:
+    def __init__(
+        self,
+        images: Spec,
+        *,
+        weights: str | Path = "taef2",
+        normaliser: Normaliser = Channel(),
+        tiling: Tiling | None = None,
+    ) -> None:
         model = Halves(_encoder(), _decoder())
-        super().__init__(images, model, channels=CHANNELS, weights=weights, normaliser=normaliser)
+        super().__init__(images, model, channels=CHANNELS, weights=weights, normaliser=normaliser, tiling=tiling)
 
 
 def _encoder() -> nn.Sequential:

@@ -9,6 +9,7 @@ from torch import nn
 from latentsb.autoencoder import AUTOENCODERS
 from latentsb.normalisers import Channel, Normaliser
 from latentsb.tensors import Spec
+from latentsb.tiles import Tiling
 
 from ._tiny import Block, Halves, Tiny, conv, down, entry, up
 
@@ -29,17 +30,25 @@ class TAESana(Tiny):
         images: shape of one image, (3, H, W); the sides are multiples of 32.
         weights: path of a folder or file, as safetensors.
         normaliser: of the latents.
+        tiling: how large images are encoded and decoded in tiles that overlap; null: not at all.
 
     Raises:
         ArgumentError: if images are not of this form, or the weights belong to another autoencoder.
     """
 
     word, factor = "taesana", 32
-    tileable = True
+    tiles = "exact"
 
-    def __init__(self, images: Spec, *, weights: str | Path, normaliser: Normaliser = Channel()) -> None:
+    def __init__(
+        self,
+        images: Spec,
+        *,
+        weights: str | Path,
+        normaliser: Normaliser = Channel(),
+        tiling: Tiling | None = None,
+    ) -> None:
         model = Halves(_encoder(), _decoder())
-        super().__init__(images, model, channels=CHANNELS, weights=weights, normaliser=normaliser)
+        super().__init__(images, model, channels=CHANNELS, weights=weights, normaliser=normaliser, tiling=tiling)
 
 
 def _encoder() -> nn.Sequential:

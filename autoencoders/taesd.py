@@ -13,6 +13,7 @@ from latentsb.errors import ArgumentError, DataError
 from latentsb.normalisers import Channel, Normaliser
 from latentsb.ranges import Count
 from latentsb.tensors import Spec
+from latentsb.tiles import Tiling
 from latentsb.weights import known
 
 from ._tiny import Block, Halves, Tiny, channels_of, conv, down, entry, up
@@ -33,6 +34,7 @@ class TAESD(Tiny):
         weights: a known name (`taesd`, `taesdxl`, `taesd3`, `taef1`), or the path of a folder or file.
         latent_channels: of the latent; null: as the weights have them.
         normaliser: of the latents.
+        tiling: how large images are encoded and decoded in tiles that overlap; null: not at all.
 
     Raises:
         ArgumentError: if images are not of this form, or the weights belong to another autoencoder.
@@ -40,7 +42,7 @@ class TAESD(Tiny):
     """
 
     word, factor = "taesd", 8
-    tileable = True
+    tiles = "exact"
 
     def __init__(
         self,
@@ -49,11 +51,12 @@ class TAESD(Tiny):
         weights: str | Path = "taesd",
         latent_channels: Count | None = None,
         normaliser: Normaliser = Channel(),
+        tiling: Tiling | None = None,
     ) -> None:
         keys = {"weights": weights, "latent_channels": latent_channels}
         channels = {**keys, **self.completed(keys)}["latent_channels"] or channels_of(weights, self.word)
         model = Halves(_encoder(channels), _decoder(channels))
-        super().__init__(images, model, channels=channels, weights=weights, normaliser=normaliser)
+        super().__init__(images, model, channels=channels, weights=weights, normaliser=normaliser, tiling=tiling)
 
     @classmethod
     def completed(cls, keys: Mapping[str, Any]) -> dict[str, Any]:

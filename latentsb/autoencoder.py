@@ -16,10 +16,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from latentsb.errors import ArgumentError
 from latentsb.normalisers import Channel, Normaliser, Statistics
 from latentsb.randomness import Draws
 from latentsb.registry import Registry
 from latentsb.tensors import Spec
+from latentsb.tiles import Tiles, Tiling
 from latentsb.trainable import Trainable
 
 __all__ = ["AUTOENCODERS", "Autoencoder", "Moments", "sizes_near"]
@@ -52,8 +54,11 @@ class Autoencoder(Trainable):
         latent_dtype: what the cache may store latents in without loss that matters.
         bounded: decoded images are clamped to [-1, 1].
         is_identity: raw latents are the samples themselves, so that nothing is gained by caching them.
-        tileable: a latent depends on pixels within a bounded distance alone, and a pixel on latents, so that tiles
-            which overlap give exactly what the whole image gives. A normalisation over the image forbids it.
+        cached: raw latents are kept on disk; without, they are computed from the samples as these are read, on the CPU
+            and without weights, because that costs less than reading them.
+        tiles: what tiles are to it; a class for which they are not refused takes the key `tiling` and hands it on.
+        untiled: why tiles are refused, where they are.
+        tiling: how large images are cut into tiles, outside of training; None: not at all.
     """
 
     needs_images = True
@@ -64,11 +69,22 @@ class Autoencoder(Trainable):
     latent_dtype: torch.dtype = torch.float16
     bounded: bool = True
     is_identity: bool = False
-    tileable: bool = False
+    cached: bool = True
+    tiles: Tiles = "refused"
+    untiled: str = "nothing would be gained"
+    tiling: Tiling | None = None
 
-    def __init__(self, images: Spec, latent: Spec, *, normaliser: Normaliser = Channel()) -> None:
+    def __init__(
+        self,
+        images: Spec,
+        latent: Spec,
+        *,
+        normaliser: Normaliser = Channel(),
+        tiling: Tiling | None = None,
+    ) -> None:
         super().__init__()
         self.images, self.latent, self.normaliser = images, latent, normaliser
+        self.use_tiling(tiling)
         per_channel = (latent.shape[0], *(1,) * (len(latent.shape) - 1))
         self.register_buffer("shift", torch.zeros(per_channel))
         self.register_buffer("scale", torch.ones(per_channel))
@@ -102,6 +118,15 @@ class Autoencoder(Trainable):
             DataError: if they are missing or do not fit; says what to put where.
         """
 
+    @property
+    def needs_fit(self) -> bool:
+        """Weights of closed form are still to be found by `fit`, which the engine calls before the first encoding.
+
+        The answer follows from the buffers alone, so that another run's weights and a checkpoint's make it false.
+        `fit` sees every image that will be encoded: both ends and mirror images, each as the x0 of some batch.
+        """
+        return False
+
     @abstractmethod
     def moments(self, images: Tensor) -> Moments:
         """Raw latents of images (B, C, H, W) in [-1, 1]."""
@@ -111,9 +136,44 @@ class Autoencoder(Trainable):
         """Images (B, C, H, W), about [-1, 1], of raw latents."""
 
     @final
+    def use_tiling(self, tiling: Tiling | None) -> None:
+        """From now on encode and decode in these tiles; as a whole if None.
+
+        Raises:
+            ArgumentError: if they are refused.
+        """
+        if tiling is not None and self.tiles == "refused":
+            raise ArgumentError("tiling", f"'{AUTOENCODERS.word_of(self)}' does not work in tiles: {self.untiled}")
+        self.tiling = tiling
+
+    @property
+    def cell(self) -> int:
+        """Pixels of a side that make one of the latent's; 1 where these are no images."""
+        return self.images.shape[1] // self.latent.shape[1] if len(self.images.shape) == 3 else 1
+
+    @final
+    def posterior(self, images: Tensor) -> Moments:
+        """`moments`, in tiles where these are asked for: what is to be called outside of training."""
+        if self.tiling is None:
+            return self.moments(images)
+        wide = False
+
+        def act(tile: Tensor) -> Tensor:
+            nonlocal wide
+            found = self.moments(tile)
+            wide = found.std is not None
+            return found.mean if found.std is None else torch.cat([found.mean, found.std], 1)
+
+        found = self.tiling.over(images, act, self._cells(images, self.cell), self.cell)
+        return Moments(*found.chunk(2, 1)) if wide else Moments(found)
+
+    def _cells(self, x: Tensor, pixels: int) -> tuple[int, int]:
+        return x.shape[-2] // pixels, x.shape[-1] // pixels
+
+    @final
     def encode(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         """Normalised latents; the posterior mean without draws, a posterior sample with them."""
-        found = self.moments(images)
+        found = self.posterior(images)
         raw = found.mean
         if draws is not None and found.std is not None:
             raw = raw + found.std * draws.normal("posterior", raw)
@@ -122,7 +182,11 @@ class Autoencoder(Trainable):
     @final
     def decode(self, latents: Tensor) -> Tensor:
         """Images of normalised latents, clamped to [-1, 1] where the autoencoder is `bounded`."""
-        images = self.raw_decode(self.denormalise(latents))
+        raw = self.denormalise(latents)
+        if self.tiling is None:
+            images = self.raw_decode(raw)
+        else:
+            images = self.tiling.over(raw, self.raw_decode, self._cells(raw, 1), self.cell)
         return images.clamp(-1.0, 1.0) if self.bounded else images
 
     @final
@@ -158,9 +222,11 @@ class Autoencoder(Trainable):
     def fingerprint(self) -> str:
         """sha256 over names, types, shapes and bytes of the weights, so that a latent cache knows what wrote it.
 
-        The normaliser is left out: caches hold raw latents.
+        Tiles count where they change latents; the normaliser is left out, since caches hold raw latents.
         """
         digest = hashlib.sha256(type(self).__qualname__.encode())
+        if self.tiling is not None and self.tiling.splits(self.latent.shape, self.cell):
+            digest.update(f"\n{self.tiling}\n".encode())
         for name, value in sorted(self.state_dict().items()):
             if name not in ("shift", "scale", "fitted"):
                 digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -18,7 +18,7 @@ ENGINE = """
 """.split()
 RANKS = [
     {"registry", "errors", "tensors", "randomness", "ranges", "parallel", "disk", "weights"},
-    {"laws", "normalisers"},
+    {"laws", "normalisers", "tiles"},
     {"process"},
     {"networks"},
     {"trainable", "bridge", "autoencoder"},

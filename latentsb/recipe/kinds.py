@@ -19,6 +19,7 @@ __all__ = ["CONTRACTS", "About", "about", "contracts", "registries"]
 
 CONTRACTS = (
     "latentsb.data.source",
+    "latentsb.data.degradations",
     "latentsb.autoencoder",
     "latentsb.bridge",
     "latentsb.solvers.base",
@@ -36,6 +37,7 @@ CONTRACTS = (
     "latentsb.divergence",
     "latentsb.freezing",
     "latentsb.normalisers",
+    "latentsb.tiles",
     "latentsb.blends",
     "latentsb.endpoints",
     "latentsb.directions",
