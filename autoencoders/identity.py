@@ -27,6 +27,7 @@ class Identity(Autoencoder):
     latent_dtype = torch.float32
     bounded = False
     is_identity = True
+    cached = False
 
     def __init__(self, images: Spec, *, normaliser: Normaliser = Unchanged()) -> None:
         super().__init__(images, images, normaliser=normaliser)

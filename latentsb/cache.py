@@ -41,15 +41,16 @@ TOLD = 5
 
 
 class Normalised(Source):
-    """A source whose samples are normalised as they are read, for autoencoders that are the identity.
+    """A source whose samples become normalised latents as they are read, for autoencoders that are not cached.
 
     Args:
-        source: of raw samples.
-        autoencoder: whose fitted normaliser is applied.
+        source: of samples.
+        autoencoder: without weights, its normaliser fitted.
     """
 
     def __init__(self, source: Source, autoencoder: Autoencoder) -> None:
         self.source, self.spec, self.cond = source, autoencoder.latent, source.cond
+        self.moments = autoencoder.moments
         self.variants, self.two_sided, self.paired = source.variants, source.two_sided, source.paired
         self.shift, self.scale = autoencoder.shift.cpu().clone(), autoencoder.scale.cpu().clone()
 
@@ -61,18 +62,18 @@ class Normalised(Source):
         """How many x1 there are."""
         return self.source.partners
 
-    def _normalise(self, raw: Tensor) -> Tensor:
-        return (raw - self.shift) / self.scale
+    def _latents(self, samples: Tensor) -> Tensor:
+        return (self.moments(samples).mean - self.shift) / self.scale
 
     def read(self, index: np.ndarray, variant: np.ndarray | None = None) -> Items:
-        """Read and normalise both ends."""
+        """Latents of both ends."""
         found = self.source.read(index, variant)
-        x1 = None if found.x1 is None else self._normalise(found.x1)
-        return Items(self._normalise(found.x0), x1, found.cond)
+        x1 = None if found.x1 is None else self._latents(found.x1)
+        return Items(self._latents(found.x0), x1, found.cond)
 
     def draw_x1(self, index: np.ndarray, variant: np.ndarray | None, draws: Draws) -> Tensor:
-        """Read and normalise the other end."""
-        return self._normalise(self.source.draw_x1(index, variant, draws))
+        """Latents of the other end."""
+        return self._latents(self.source.draw_x1(index, variant, draws))
 
     def fingerprint(self) -> dict[str, Any]:
         """That of the source, with shift and scale."""
@@ -152,8 +153,8 @@ class LatentCache(Source):
     ) -> Source:
         """The latents of a source: from the cache at `path`, which is built where there is none.
 
-        An autoencoder that is the identity needs no cache: the source itself is returned, normalised if its
-        normaliser asks for it. Several processes may call this at once: one builds and the others wait.
+        An autoencoder that is not `cached` encodes what is read; where it is the identity and nothing is normalised,
+        the source itself is returned. Several processes may call this at once: one builds and the others wait.
 
         Args:
             path: folder of the cache; its parent exists or can be made.
@@ -172,10 +173,12 @@ class LatentCache(Source):
         if len(source) == 0:
             return source
         batch = batch or max(1, min(LARGEST_BATCH, PIXELS_AT_ONCE // source.spec.numel))
-        if autoencoder.is_identity:
+        if not autoencoder.cached:
             if not bool(autoencoder.fitted):
-                autoencoder.fit_normaliser(_watched(source, batch, progress))
-            return Normalised(source, autoencoder) if autoencoder.normaliser.fits else source
+                read = _watched(source, batch, progress)
+                autoencoder.fit_normaliser(autoencoder.moments(images).mean for images in read)
+            plain = autoencoder.is_identity and not autoencoder.normaliser.fits
+            return source if plain else Normalised(source, autoencoder)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with alone(path):

@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from latentsb import parallel
-from latentsb.cache import LatentCache
+from latentsb.autoencoder import Autoencoder
+from latentsb.cache import LARGEST_BATCH, PIXELS_AT_ONCE, LatentCache
 from latentsb.data.source import Source
+from latentsb.encoding import Progress, reads
 from latentsb.experiment import Experiment
 from latentsb.guard import Signals, Stopped
 from latentsb.progress import Display
 from latentsb.run import LATENTS
+from latentsb.tensors import Batch
 
-__all__ = ["held_latents_of", "latents_of"]
+__all__ = ["fit_autoencoder", "held_latents_of", "latents_of"]
+
+T = TypeVar("T")
 
 SHARED = "latents"
 """Beside the runs; what lies there can be removed, and is encoded again when a run needs it."""
@@ -31,15 +40,16 @@ def latents_of(folder: Path, experiment: Experiment, signals: Signals | None = N
 
     Args:
         folder: of the run.
-        experiment: its autoencoder's normaliser is fitted here if it was not.
+        experiment: its autoencoder and that one's normaliser are fitted here if they were not.
         signals: what asks to stop, within a batch, if anything may.
 
     Raises:
         Stopped: in every process, if it did; nothing that was encoded is kept.
     """
+    _fit(experiment, signals)
     path = _place(folder, LATENTS[0], experiment, experiment.source)
-    fits = experiment.autoencoder.is_identity
-    watched = Watched("fitting the normaliser", signals, brief=True) if fits else Watched("encoding", signals)
+    cached = experiment.autoencoder.cached
+    watched = Watched("encoding", signals) if cached else Watched("fitting the normaliser", signals, brief=True)
     return _open_or_build(path, experiment, experiment.source, watched)
 
 
@@ -48,7 +58,7 @@ def held_latents_of(folder: Path, experiment: Experiment, signals: Signals | Non
 
     Args:
         folder: of the run.
-        experiment: its autoencoder's normaliser is fitted to the training data here if it was not.
+        experiment: its autoencoder and that one's normaliser are fitted to the training data here if they were not.
         signals: what asks to stop, within a batch, if anything may.
 
     Raises:
@@ -56,10 +66,36 @@ def held_latents_of(folder: Path, experiment: Experiment, signals: Signals | Non
     """
     if experiment.held is None:
         return None
-    if not bool(experiment.autoencoder.fitted):
+    if experiment.autoencoder.needs_fit or not bool(experiment.autoencoder.fitted):
         latents_of(folder, experiment, signals)
     path = _place(folder, LATENTS[1], experiment, experiment.held)
     return _open_or_build(path, experiment, experiment.held, Watched("encoding held-out", signals))
+
+
+def fit_autoencoder(autoencoder: Autoencoder, source: Source, progress: Progress | None = None) -> None:
+    """Find weights of closed form, once, from everything that will be encoded: both ends, mirror images.
+
+    Args:
+        autoencoder: left as it is where nothing in it needs to be fitted.
+        source: of images.
+        progress: called with images read and images in all, after each batch; what it raises ends the work.
+    """
+    if not autoencoder.needs_fit or len(source) == 0:
+        return
+    size = max(1, min(LARGEST_BATCH, PIXELS_AT_ONCE // source.spec.numel))
+    total = (len(source) + source.partners) * source.variants
+
+    def batches() -> Iterator[Batch]:
+        done = 0
+        for variant in range(source.variants):
+            for _, images, _ in reads(source, variant, size):
+                yield Batch(torch.arange(len(images)), images.to(autoencoder.device), seen=done)
+                done += len(images)
+                if progress is not None:
+                    progress(done, total)
+
+    with torch.no_grad():
+        autoencoder.fit(batches)
 
 
 class Watched:
@@ -119,9 +155,19 @@ class Watched:
 def _place(folder: Path, name: str, experiment: Experiment, source: Source) -> Path:
     own = folder / name
     trained_here = any(stage.train.startswith("autoencoder") for stage in experiment.recipe.stages)
-    if own.exists() or trained_here or experiment.autoencoder.is_identity or len(source) == 0:
+    if own.exists() or trained_here or not experiment.autoencoder.cached or len(source) == 0:
         return own
     return folder.parent / SHARED / LatentCache.key(source, experiment.autoencoder)
+
+
+def _fit(experiment: Experiment, signals: Signals | None) -> None:
+    """Fit the autoencoder to the training data in the main process; the others take its weights over."""
+    autoencoder = experiment.autoencoder
+    if not autoencoder.needs_fit or len(experiment.source) == 0:
+        return
+    watched = Watched("fitting the autoencoder", signals, brief=True)
+    _first(watched, lambda: fit_autoencoder(autoencoder, experiment.source, watched))
+    autoencoder.load_state_dict(parallel.broadcast({k: v.cpu() for k, v in autoencoder.state_dict().items()}))
 
 
 def _open_or_build(path: Path, experiment: Experiment, source: Source, watched: Watched) -> Source:
@@ -130,7 +176,18 @@ def _open_or_build(path: Path, experiment: Experiment, source: Source, watched: 
         progress = watched if first else None
         return LatentCache.open_or_build(path, source, experiment.autoencoder, progress, verify=first)
 
-    def act_or_stop() -> Source | Stopped:
+    built = _first(watched, act)
+    return act(first=False) if built is None else built
+
+
+def _first(watched: Watched, act: Callable[[], T]) -> T | None:
+    """Run something watched in the main process; returns its result there, None in the others.
+
+    Raises:
+        Stopped: in every process, if something asked to stop.
+    """
+
+    def act_or_stop() -> T | Stopped:
         try:
             return act()
         except Stopped as stopped:  # no failure, and the other processes are to know why
@@ -142,8 +199,8 @@ def _open_or_build(path: Path, experiment: Experiment, source: Source, watched: 
         finally:
             watched.close()
 
-    built = parallel.first(act_or_stop)
-    reason = parallel.broadcast(built.reason if isinstance(built, Stopped) else None)
+    done = parallel.first(act_or_stop)
+    reason = parallel.broadcast(done.reason if isinstance(done, Stopped) else None)
     if reason is not None:
         raise Stopped(reason)
-    return built if isinstance(built, Source) else act(first=False)
+    return None if isinstance(done, Stopped) else done

@@ -267,5 +267,7 @@ class Trainable(nn.Module, ABC):
     def fit(self, batches: Callable[[], Iterable[Batch]]) -> None:
         """Fit closed-form parts to a full pass over the data (buffers only); called at the end of training.
 
+        An autoencoder that has nothing else to train (`Autoencoder.needs_fit`) is fitted before its first use.
+
         `batches` starts a new pass each time it is called. By default there is nothing to fit.
         """

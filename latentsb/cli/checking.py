@@ -148,7 +148,7 @@ def _shapes(experiment: Experiment, samples: int | None, held: int | None) -> An
     shown.add_row("one latent", _shape(latent) + (f" ({fewer:.3g} times fewer numbers)" if fewer != 1 else ""))
     if samples is not None:
         shown.add_row("latents of all samples", size(samples * stored))
-    if not experiment.autoencoder.is_identity:
+    if experiment.autoencoder.cached:
         mirrored = ", and their mirror images" if source.variants == 2 else ""
         shown.add_row(f"latents of 1,000 samples{mirrored}", size(1000 * stored))
     return shown
