@@ -186,9 +186,11 @@ SOURCES: Registry[Source] = Registry(
         "latentsb.data.folder",
         "latentsb.data.tar",
         "latentsb.data.arrays",
+        "latentsb.data.mapped",
         "latentsb.data.toys",
         "latentsb.data.eot",
         "latentsb.data.sprites",
         "latentsb.data.pairs",
+        "latentsb.data.degraded",
     ),
 )

@@ -27,7 +27,7 @@ def test_recipes_bind_and_tell_shapes(text: str, tmp_path: Path, monkeypatch: py
 
 
 def test_every_source_but_toys_is_on_the_page() -> None:
-    assert len(RECIPES) == 6
-    for word in ("folder", "tar", "npz", "paired", "unpaired", "sprites"):
+    assert len(RECIPES) == 7
+    for word in ("folder", "tar", "npz", "paired", "unpaired", "degraded", "sprites"):
         assert word in SOURCES
         assert f"`{word}`" in PAGE
