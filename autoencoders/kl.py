@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from latentsb.autoencoder import AUTOENCODERS, Autoencoder, Moments, sizes_near
-from latentsb.errors import ArgumentError, DataError
-from latentsb.metrics.similarity import psnr, ssim
+from latentsb.autoencoder import AUTOENCODERS, Moments
+from latentsb.errors import ArgumentError
+from latentsb.metrics.perceptual import FeatureLoss, Perceptual
 from latentsb.normalisers import Channel, Normaliser
+from latentsb.process.distances import Absolute, Distance
 from latentsb.randomness import Draws
-from latentsb.ranges import Count, NonNegative
+from latentsb.ranges import Count, NonNegative, Positive
 from latentsb.tensors import Batch, Spec
 from latentsb.tiles import Tiling
 from latentsb.trainable import Loss
-from latentsb.weights import CONFIG, MODEL, files_of, fill, known, place
 
-if TYPE_CHECKING:
-    from diffusers.models import AutoencoderKL
+from ._folder import Foldered, latent_of, reconstruction
 
 __all__ = ["KL", "divergence"]
 
-WORD = "kl"
 NEW: dict[str, Any] = {
     "latent_channels": 4,
     "widths": (32, 64),
@@ -53,12 +48,14 @@ def divergence(mean: Tensor, std: Tensor) -> Tensor:
     return 0.5 * (mean.square() + std.square() - 1.0 - 2.0 * std.log()).flatten(1).sum(1)
 
 
-@AUTOENCODERS.register(WORD)
-class KL(Autoencoder):
+@AUTOENCODERS.register("kl")
+class KL(Foldered):
     """Convolutional autoencoder with a Gaussian posterior, diffusers' `AutoencoderKL`.
 
-    The loss is `mean |x̂ − x| + kl_weight · KL / (numbers in one image)`: that of latent diffusion without its
-    adversary and perceptual network, per pixel. The model's own scaling factor and shift are not applied; the fitted
+    The loss is `mean d(x̂ − x) + perceptual_weight · P(x̂, x) + kl_weight · KL / (numbers in one image)`, x̂ decoded
+    from a posterior sample: that of latent diffusion without its adversary, per pixel. With `squared` and no P it is
+    `kl_weight / (numbers in one image)` times the negative evidence bound of a Gaussian decoder of variance
+    `kl_weight / 2`, but for a constant. The model's own scaling factor and shift are not applied; the fitted
     normaliser takes their place.
 
     Source: Rombach et al. 2022, High-resolution image synthesis with latent diffusion models.
@@ -74,15 +71,21 @@ class KL(Autoencoder):
         groups: of the group normalisation; every width is a multiple of it; null: the weights', or 16.
         attention: self-attention at the lowest resolution; null: the weights', or true.
         quant: 1×1 convolutions on both sides of the latent; null: the weights', or true.
+        distance: d of a pixel's error: `absolute` or `squared`.
+        perceptual: P, a distance in the features of a frozen network; none if null. Its weights are needed to train,
+            not to use what was trained.
+        perceptual_weight: of P; null: 1 where there is one.
         kl_weight: weight of the divergence.
         normaliser: of the latents.
         tiling: how large images are encoded and decoded in tiles that overlap, each normalised alone; null: not at all.
 
     Raises:
-        ArgumentError: if widths, groups and image do not fit, or contradict the weights.
+        ArgumentError: if widths, groups and image do not fit, or contradict the weights; if nothing is there that
+            `perceptual_weight` weighs.
         DataError: if the shape is in a folder that is not complete; says what to put there.
     """
 
+    word, kind, shape = "kl", "AutoencoderKL", tuple(NEW)
     tiles = "approximate"
 
     def __init__(
@@ -96,6 +99,9 @@ class KL(Autoencoder):
         groups: Count | None = None,
         attention: bool | None = None,
         quant: bool | None = None,
+        distance: Distance = Absolute(),
+        perceptual: Perceptual | None = None,
+        perceptual_weight: Positive | None = None,
         kl_weight: NonNegative = 1e-6,
         normaliser: Normaliser = Channel(),
         tiling: Tiling | None = None,
@@ -108,48 +114,64 @@ class KL(Autoencoder):
             "attention": attention,
             "quant": quant,
         }
-        shape = {**given, **self.completed({"weights": weights, **given})}
-        if None in shape.values() and weights is not None:
-            files_of(_folder(weights), (CONFIG, MODEL), owner=WORD)
-        factor = _factor(images, shape["widths"], shape["groups"])
-        channels = images.channels if weights is None else _shape_of(weights).get("channels", images.channels)
-        if channels != images.channels:
-            told = f"the weights are for images of {channels} channels, found {images.channels}"
-            raise ArgumentError("images", f"{told}; write channels: {channels} in the data")
-        _, height, width = images.shape
-        latent = Spec((shape["latent_channels"], height // factor, width // factor))
+        shape = self.whole_shape(images, weights, given)
+        if not shape["widths"] or any(width % shape["groups"] for width in shape["widths"]):
+            raise ArgumentError("widths", f"found {shape['widths']}, expected multiples of groups = {shape['groups']}")
+        latent = latent_of(images, shape["latent_channels"], len(shape["widths"]), "widths")
         super().__init__(images, latent, normaliser=normaliser, tiling=tiling)
         self.kl_weight, self.trained, self.weights = kl_weight, weights is not None, weights
-        self.model: AutoencoderKL = _new(images.channels, shape)
+        self.distance = distance
+        self.perceptual = None if perceptual is None else FeatureLoss(perceptual)
+        self.perceptual_weight = _weight_of(perceptual, perceptual_weight)
+        self.model = self.build(images.channels, shape)
 
     @classmethod
     def completed(cls, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """The shape: of known weights, of a folder's `config.json`, or of a new model.
+        """The shape: of known weights, of a folder's `config.json`, or of a new model; the weight of a feature loss.
 
         Raises:
             ArgumentError: if a key contradicts the weights.
         """
-        weights = keys["weights"]
-        if weights is None:
-            return {name: value for name, value in NEW.items() if keys[name] is None}
-        found = _shape_of(weights)
-        shape = {name: found[name] for name in NEW if name in found}
-        for name, value in shape.items():
-            if keys[name] not in (None, value):
-                told = [json.dumps(v) for v in (keys[name], value)]
-                raise ArgumentError(name, f"found {told[0]}; the weights '{weights}' have {told[1]} (leave it out)")
-        return {name: value for name, value in shape.items() if keys[name] is None}
+        found = super().completed(keys)
+        if keys.get("perceptual") is not None and keys["perceptual_weight"] is None:
+            found["perceptual_weight"] = 1.0
+        return found
+
+    @classmethod
+    def new(cls, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """Two resolutions, four channels."""
+        return NEW
+
+    @classmethod
+    def shape_in(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Our keys from a `config.json`."""
+        values = {name: config.get(theirs, absent) for name, (theirs, absent) in KEYS.items()}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+    @classmethod
+    def config_of(cls, channels: int, shape: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of `AutoencoderKL`."""
+        depth = len(shape["widths"])
+        return {
+            "in_channels": channels,
+            "out_channels": channels,
+            "down_block_types": ("DownEncoderBlock2D",) * depth,
+            "up_block_types": ("UpDecoderBlock2D",) * depth,
+            "act_fn": "silu",
+            "use_post_quant_conv": shape["quant"],
+            **{theirs: shape[name] for name, (theirs, _) in KEYS.items()},
+        }
 
     def load(self) -> None:
-        """Read the weights.
+        """Read the weights, and those of the feature loss.
 
         Raises:
             DataError: if the folder or the weights are not complete, or of another shape than the recipe.
+            CapabilityError: if the feature loss reads other images.
         """
-        if self.weights is None:
-            return
-        folder = files_of(_folder(self.weights), (CONFIG, MODEL), owner=WORD)[0].parent
-        fill(self.model, _load(folder).state_dict(), folder / MODEL)
+        if self.perceptual is not None:
+            self.perceptual.load(self.images.shape)
+        super().load()
 
     def moments(self, images: Tensor) -> Moments:
         """Mean and standard deviation of the posterior."""
@@ -163,116 +185,26 @@ class KL(Autoencoder):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Reconstruction from a posterior sample, and divergence; the mean of both ends where pixels have two."""
-        found = self._terms(batch.data if batch.images is None else batch.images, draws)
-        if batch.x1 is not None:
-            other = self._terms(batch.x1, draws.fork("x1"))
-            found = {name: (value + other[name]) / 2 for name, value in found.items()}
-        total = found["l1"] + self.kl_weight * found["kl"] / self.images.numel
+        found = self.both_ends(batch, draws)
+        total = found["distance"] + self.kl_weight * found["kl"] / self.images.numel
+        if self.perceptual is not None:
+            total = total + self.perceptual_weight * found["perceptual"]
         return Loss(total, {name: value.detach() for name, value in found.items()})
 
-    def _terms(self, images: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def terms(self, images: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Reconstruction of a posterior sample, feature loss and divergence."""
         posterior = self.moments(images)
         assert posterior.std is not None
         decoded = self.raw_decode(posterior.mean + posterior.std * draws.normal("posterior", posterior.mean))
-        seen = decoded.detach().clamp(-1.0, 1.0)
-        return {
-            "l1": (decoded - images).abs().flatten(1).mean(1),
+        perceptual = {} if self.perceptual is None else {"perceptual": self.perceptual(decoded, images)}
+        return perceptual | {
             "kl": divergence(posterior.mean, posterior.std),
-            "psnr": psnr(seen, images),
-            "ssim": ssim(seen, images),
+            **reconstruction(decoded, images, self.distance),
         }
 
 
-def _factor(images: Spec, widths: tuple[int, ...], groups: int) -> int:
-    """How many pixels of a side make one of the latent's."""
-    if len(images.shape) != 3:
-        raise ArgumentError("images", f"kl needs images (C, H, W), found samples of shape {images.shape}")
-    if not widths or any(width % groups for width in widths):
-        raise ArgumentError("widths", f"found {widths}, expected multiples of groups = {groups}")
-    factor = 2 ** (len(widths) - 1)
-    if any(side % factor for side in images.shape[1:]):
-        raise ArgumentError(
-            "widths",
-            f"{len(widths)} resolutions divide the sides by {factor}; images have {sizes_near(images, factor)}",
-        )
-    return int(factor)
-
-
-def _new(channels: int, shape: Mapping[str, Any]) -> AutoencoderKL:
-    from diffusers.models import AutoencoderKL  # a second of import
-
-    depth = len(shape["widths"])
-    return AutoencoderKL(
-        in_channels=channels,
-        out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * depth,
-        up_block_types=("UpDecoderBlock2D",) * depth,
-        use_post_quant_conv=shape["quant"],
-        **{theirs: shape[name] for name, (theirs, _) in KEYS.items()},
-    )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """A folder's `config.json`.
-
-    Raises:
-        DataError: if it is none, or of a model that this class cannot hold.
-    """
-    path = folder / CONFIG
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    ours = {
-        "_class_name": {"AutoencoderKL"},
-        "act_fn": {"silu"},
-        "down_block_types": {"DownEncoderBlock2D"},
-        "up_block_types": {"UpDecoderBlock2D"},
-        "use_post_quant_conv": {config.get("use_quant_conv", True)},
-    }
-    for name, allowed in ours.items():
-        value = config.get(name)
-        if value is not None and not allowed.issuperset(value if isinstance(value, list) else [value]):
-            raise DataError(f"{path}: kl cannot hold {name}: {json.dumps(value)}")
-    return config
-
-
-def _folder(weights: str | Path) -> str | Path:
-    """The folder of weights of which the file itself is named; others as they are."""
-    where = place(weights)
-    return where.parent if where.is_file() else weights
-
-
-def _shape_of(weights: str | Path) -> dict[str, Any]:
-    """Our keys of the weights' shape, and `channels` of an image; empty for a folder that is not there (any more)."""
-    found = known(weights, WORD)
-    if found is not None:
-        return {"channels": 3, **found.shape}
-    folder = place(_folder(weights))
-    if not (folder / CONFIG).is_file():
-        return {}
-    config = _config(folder)
-    values = {name: config.get(theirs, absent) for name, (theirs, absent) in KEYS.items()}
-    shape = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return {"channels": config.get("in_channels", 3), **shape}
-
-
-def _load(folder: Path) -> AutoencoderKL:
-    """The model of a folder, every weight of it found and no weight left over; older names are understood."""
-    from diffusers.models import AutoencoderKL
-
-    loaders = logging.getLogger("diffusers.models.modeling_utils")
-    level = loaders.level
-    loaders.setLevel(logging.ERROR)  # it warns of missing weights; below they are an error
-    try:
-        model, found = AutoencoderKL.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, torch_dtype=torch.float32
-        )
-    except Exception as error:
-        raise DataError(f"{folder / MODEL}: cannot be loaded ({error})") from error
-    finally:
-        loaders.setLevel(level)
-    wrong = [f"{kind.replace('_', ' ')} {', '.join(map(str, names[:3]))}" for kind, names in found.items() if names]
-    if wrong:
-        raise DataError(f"{folder / MODEL} does not belong to its {CONFIG}: {'; '.join(wrong)}")
-    return model
+def _weight_of(perceptual: Perceptual | None, weight: float | None) -> float:
+    """Of the feature loss."""
+    if perceptual is None and weight is not None:
+        raise ArgumentError("perceptual_weight", f"found {weight:g}, but no `perceptual` that it weighs")
+    return 1.0 if weight is None else weight

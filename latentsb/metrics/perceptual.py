@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentsb.errors import ArgumentError, DataError
+from latentsb.errors import ArgumentError, CapabilityError, DataError
 from latentsb.features import FeatureNetwork, Features, ImageNetMobileNet
 from latentsb.features.base import digest_of, require_file
 from latentsb.registry import Registry
 from latentsb.weights import home, misfit, read
 
-__all__ = ["PERCEPTUAL", "Distance", "FeatureDistance", "Lpips", "Perceptual"]
+__all__ = ["PERCEPTUAL", "Distance", "FeatureDistance", "FeatureLoss", "Lpips", "Perceptual", "load", "require"]
 
 BATCH = 64
 
@@ -76,6 +77,71 @@ class Perceptual(ABC):
 
 
 PERCEPTUAL: Registry[Perceptual] = Registry("perceptual", Perceptual, homes=("latentsb.metrics.perceptual",))
+
+
+def require(perceptual: Perceptual, key: str) -> None:
+    """See that a distance's files are there.
+
+    Args:
+        perceptual: which.
+        key: where it stands among the keys that a user writes, for messages.
+
+    Raises:
+        DataError: if one is not; names the key that says where it is.
+    """
+    try:
+        perceptual.require()
+    except DataError as error:  # which speaks of its own keys
+        raise DataError(re.sub(r"((?:network\.)?path=…)", rf"{key}.\1", str(error))) from error
+
+
+def load(perceptual: Perceptual, shape: tuple[int, ...], key: str) -> Distance:
+    """A distance with its weights.
+
+    Args:
+        perceptual: which.
+        shape: of an image, (C, H, W).
+        key: as in `require`.
+
+    Raises:
+        DataError: if a file is missing or holds something else.
+        CapabilityError: if it reads other images.
+    """
+    require(perceptual, key)
+    distance = perceptual.load()
+    try:
+        distance.check(shape)
+    except ArgumentError as error:
+        raise CapabilityError(f"{key}: {error}") from error
+    return distance
+
+
+class FeatureLoss:
+    """A perceptual distance as a loss: frozen, with gradients to the images.
+
+    It is no part of the module that it trains: its weights are not trained, averaged or saved with it.
+
+    Args:
+        perceptual: which distance.
+        key: where it stands in the recipe, for messages.
+    """
+
+    def __init__(self, perceptual: Perceptual, *, key: str = "autoencoder.perceptual") -> None:
+        self.perceptual, self.key = perceptual, key
+        self._distance: Distance | None = None
+
+    def load(self, shape: tuple[int, ...]) -> Distance:
+        """Read the weights, once; see `load`."""
+        if self._distance is None:
+            self._distance = load(self.perceptual, shape, self.key).eval().requires_grad_(False)
+        return self._distance
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distances of images (B, C, H, W) in [-1, 1], shape (B,), in float32 whatever the training computes in."""
+        distance = self.load(tuple(x.shape[1:])).to(x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            found: Tensor = distance(x.float(), y.float())
+        return found
 
 
 @PERCEPTUAL.register("feature_distance")

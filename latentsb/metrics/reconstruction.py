@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from latentsb.bridge import EncodingBridge, require
 from latentsb.endpoints import Endpoint, EndpointBridge
-from latentsb.errors import ArgumentError, CapabilityError, DataError
+from latentsb.metrics import perceptual
 from latentsb.metrics.base import METRICS, Measured, Metric, Subject, Table
 from latentsb.metrics.linear import Components
 from latentsb.metrics.perceptual import Distance, Perceptual
@@ -22,12 +21,13 @@ from latentsb.registry import describe
 
 __all__ = ["Reconstructed"]
 
+WORD = "reconstruction"
 MODES: tuple[Literal["faithful", "perceptual"], ...] = ("faithful", "perceptual")
 AUTOENCODER, MEAN = "autoencoder alone", "mean image"
 BETTER = {"MSE on [0, 1]": "lower"} | dict.fromkeys(("PSNR of mean MSE", "mean PSNR", "SSIM"), "higher")
 
 
-@METRICS.register("reconstruction")
+@METRICS.register(WORD)
 @dataclass(frozen=True, kw_only=True)
 class Reconstructed(Metric):
     """Squared error, PSNR and SSIM of held-out images decoded from their codes, beside PCA of equal dimension.
@@ -69,11 +69,7 @@ class Reconstructed(Metric):
         if self.endpoint is not None:
             require(subject.bridge, EndpointBridge, "reconstruction.endpoint")
         if self.perceptual is not None:
-            try:
-                self.perceptual.require()
-            except DataError as error:  # which speaks of its own keys
-                told = re.sub(r"((?:network\.)?path=…)", r"reconstruction.perceptual.\1", str(error))
-                raise DataError(told) from error
+            perceptual.require(self.perceptual, f"{WORD}.perceptual")
 
     def load(self, subject: Subject) -> Distance | None:
         """The perceptual distance, on the bridge's device.
@@ -83,12 +79,8 @@ class Reconstructed(Metric):
         """
         if self.perceptual is None:
             return None
-        distance = self.perceptual.load()
-        try:
-            distance.check(subject.train.source.spec.shape)
-        except ArgumentError as error:
-            raise CapabilityError(str(error)) from error
-        return distance.to(subject.bridge.device)
+        shape = subject.train.source.spec.shape
+        return perceptual.load(self.perceptual, shape, f"{WORD}.perceptual").to(subject.bridge.device)
 
     def measure(self, subject: Subject) -> Measured:
         """Measure; the value is the faithful decoding's mean squared error on [0, 1] (of vectors as they are)."""

@@ -61,13 +61,13 @@ def test_loss_is_absolute_error_and_weighted_divergence() -> None:
     found = codec.loss(Batch(torch.arange(6), x0=x), Draws.step(0, "loss", 0, range(6)))
     flat = x.mean((1, 2, 3), keepdim=True).expand_as(x)
     l1 = (x - flat).abs().mean((1, 2, 3))
-    torch.testing.assert_close(found.terms["l1"], l1)
+    torch.testing.assert_close(found.terms["distance"], l1)
     torch.testing.assert_close(found.total, l1 + 0.1 * found.terms["kl"] / 64)
     torch.testing.assert_close(found.terms["psnr"], psnr(flat, x))
     torch.testing.assert_close(found.terms["ssim"], ssim(flat, x))
     codec.gain = 30.0
     bright = codec.loss(Batch(torch.arange(6), x0=x), Draws.step(0, "loss", 0, range(6)))
-    torch.testing.assert_close(bright.terms["l1"], (x - 30 * flat).abs().mean((1, 2, 3)))
+    torch.testing.assert_close(bright.terms["distance"], (x - 30 * flat).abs().mean((1, 2, 3)))
     torch.testing.assert_close(bright.terms["psnr"], psnr((30 * flat).clamp(-1, 1), x), msg="as shown, not as decoded")
     codec.exact, codec.gain = False, 1.0
     draws = Draws.step(0, "loss", 0, range(6))
@@ -76,7 +76,7 @@ def test_loss_is_absolute_error_and_weighted_divergence() -> None:
     truth = 0.5 * numbers * (mean**2 + 0.25 - 1 - torch.tensor(0.25).log())
     torch.testing.assert_close(noisy.terms["kl"], truth)
     noise = 0.5 * draws.normal("posterior", torch.empty(6, *codec.latent.shape)).mean((1, 2, 3), keepdim=True)
-    torch.testing.assert_close(noisy.terms["l1"], (x - flat - noise).abs().mean((1, 2, 3)))
+    torch.testing.assert_close(noisy.terms["distance"], (x - flat - noise).abs().mean((1, 2, 3)))
 
 
 def test_loss_belongs_to_rows_and_counts_both_ends() -> None:
