@@ -13,7 +13,7 @@ import hashlib
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -106,6 +106,7 @@ class Archive:
     Args:
         path: of the file.
         progress: called with the numbers of bytes of the file as they are read.
+        endings: of the members that are images.
 
     Attributes:
         sha256: of the file, once all members were read.
@@ -114,6 +115,7 @@ class Archive:
 
     path: Path
     progress: Callable[[int], None] = lambda done: None
+    endings: Collection[str] = ENDINGS
     sha256: str = ""
     others: Counter[str] = field(default_factory=Counter)
 
@@ -139,7 +141,7 @@ class Archive:
             key, ending = _split(header.name)
             if header.isdir():
                 continue
-            if not key or (ending not in ENDINGS and ending != LABEL):
+            if not key or (ending not in self.endings and ending != LABEL):
                 self.others[ending if key else "hidden"] += 1
                 continue
             why = _refused(header)

@@ -17,7 +17,7 @@ from latentsb.data.source import SOURCES, Items, Source
 from latentsb.errors import ArgumentError, DataError, nearest
 from latentsb.tensors import Spec
 
-__all__ = ["ArraySource", "Digits", "Npz", "mirrored"]
+__all__ = ["ArraySource", "Digits", "Npz", "layout_of", "mirrored"]
 
 IMAGE_CHANNELS = (1, 3, 4)
 
@@ -28,6 +28,21 @@ def mirrored(x: Tensor, variant: np.ndarray | None) -> Tensor:
         return x
     rows = torch.from_numpy(variant == 1).reshape(-1, *(1,) * (x.ndim - 1))
     return torch.where(rows, x.flip(-1), x)
+
+
+def layout_of(what: str, shape: tuple[int, ...], path: Path) -> str:
+    """Where the channels of images stand: `NCHW` or `NHWC`, which is told by just one place that holds 1, 3 or 4.
+
+    Raises:
+        DataError: if both or neither do; names the array and the file.
+    """
+    first, last = shape[1] in IMAGE_CHANNELS, shape[3] in IMAGE_CHANNELS
+    if first == last:
+        raise DataError(
+            f"{path}: cannot tell where the channels of {what} stand in shape {shape}; "
+            "say `layout: NCHW` or `layout: NHWC`"
+        )
+    return "NCHW" if first else "NHWC"
 
 
 class ArraySource(Source):
@@ -202,22 +217,13 @@ class _File:
             raise DataError(f"{self.path}: '{name}' has shape {found.shape}, but the layout is said to be {layout}")
         if layout == "NHW":
             found = found[:, None]
-        elif found.ndim == 4 and (layout or self._layout(name, found.shape)) == "NHWC":
+        elif found.ndim == 4 and (layout or layout_of(f"'{name}'", found.shape, self.path)) == "NHWC":
             found = found.transpose(0, 3, 1, 2)
         if found.dtype == np.uint8:
             return torch.from_numpy(np.ascontiguousarray(found)).float() / 127.5 - 1.0
         if not np.issubdtype(found.dtype, np.floating):
             raise DataError(f"{self.path}: '{name}' has type {found.dtype}, expected uint8 or a float")
         return self._finite(name, found)
-
-    def _layout(self, name: str, shape: tuple[int, ...]) -> str:
-        first, last = shape[1] in IMAGE_CHANNELS, shape[3] in IMAGE_CHANNELS
-        if first == last:
-            raise DataError(
-                f"{self.path}: cannot tell where the channels of '{name}' stand in shape {shape}; "
-                "say `layout: NCHW` or `layout: NHWC`"
-            )
-        return "NCHW" if first else "NHWC"
 
     def _finite(self, name: str, found: np.ndarray) -> Tensor:
         with np.errstate(over="ignore"):  # what overflows is told below

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from latentsb.data.images import Images, pixel_rule, with_progress
+from latentsb.data.images import Images, Told, checked_endings, pixel_rule, with_progress
 from latentsb.data.pixels import Fit, UnreadableError
 from latentsb.data.scan import Entry, Scan, content, scan
 from latentsb.data.source import SOURCES
@@ -21,7 +22,7 @@ __all__ = ["Folder"]
 
 @SOURCES.register("folder")
 class Folder(Images):
-    """Images of a folder and its sub-folders, in the order of their paths.
+    """Images of a folder and its sub-folders, in the order of their paths; also arrays, and images of any channels.
 
     Before the first use every image is decoded once, which is remembered for as long as a file keeps its size and
     time. Conversions of odd modes are written in `latentsb.data.pixels`.
@@ -31,7 +32,7 @@ class Folder(Images):
         size: side of the images, or (height, width).
         fit: images of another size are cut to the largest centred part of the right proportions (`crop`), laid
             whole on black (`pad`), stretched (`stretch`), or are unreadable (`exact`).
-        channels: 1 grey, 3 colour, 4 colour and opacity.
+        channels: 1 grey, 3 colour, 4 colour and opacity; any other number that TIFF files and arrays have.
         flip: images may be mirrored left-right.
         labels: true where the first sub-folder is the class, or the name of a column of the table.
         classes: how many there are, or a text file with a name on each line in the order of their numbers; found in
@@ -40,9 +41,12 @@ class Folder(Images):
         attributes: columns of the table that hold numbers.
         bad: share of unreadable images that is tolerated; they are left out.
         max_pixels: images whose header promises more pixels are unreadable.
+        endings: of the files that are read, such as `.npy` or `.x0.png`, which names are told without; those of images
+            if left out.
+        range: values of arrays, and of images of more than 8 bits, that become -1 and 1; else those of their type.
 
     Raises:
-        ArgumentError: if the size or the channels are none that an image can have, or columns have no table.
+        ArgumentError: if the size, the range or the endings are none that can be, or columns have no table.
         DataError: if classes are to be found and there is no such folder or table; at first use, if it does not exist,
             has no images or more unreadable ones than is tolerated, which are named with their reasons.
     """
@@ -53,7 +57,7 @@ class Folder(Images):
         path: Path,
         size: Count | tuple[Count, Count],
         fit: Fit = "crop",
-        channels: Literal[1, 3, 4] = 3,
+        channels: Count = 3,
         flip: bool = False,
         labels: bool | str = False,
         classes: Count | Path | None = None,
@@ -61,11 +65,13 @@ class Folder(Images):
         attributes: tuple[str, ...] = (),
         bad: Fraction = 0.0,
         max_pixels: Count = 64_000_000,
+        endings: tuple[str, ...] = (),
+        range: tuple[float, float] | None = None,
     ) -> None:
-        self.root = Path(path)
+        self.root, self.endings = Path(path), checked_endings(endings)
         super().__init__(
             str(self.root),
-            pixel_rule(size, fit, channels, max_pixels),
+            pixel_rule(size, fit, channels, max_pixels, range),
             flip=flip,
             labels=labels,
             classes=classes,
@@ -94,6 +100,8 @@ class Folder(Images):
         """What the folder holds; checked at first use."""
         self.require()
         found = self.check()
+        if not found.good and not found.bad:
+            raise DataError(f"{self.root}: there is no image in it{self._others()}")
         self._tolerated(len(found.good), found.bad)
         if self.labels is True:
             self._check_classes(found)
@@ -101,7 +109,10 @@ class Folder(Images):
 
     def check(self) -> Scan:
         """Decode all images or recall that it was done; tolerates any number of unreadable ones."""
-        return with_progress(f"checking images of {self.root.name}", lambda told: scan(self.root, self.rule, told))
+        return with_progress(f"checking images of {self.root.name}", self._scan)
+
+    def _scan(self, told: Told | None) -> Scan:
+        return scan(self.root, self.rule, told, self.endings)
 
     def _check_classes(self, found: Scan) -> None:
         loose = next((entry.path for entry in found.good if "/" not in entry.path), None)
@@ -119,7 +130,19 @@ class Folder(Images):
 
     def names(self) -> list[str]:
         """Paths without their endings."""
-        return [str(PurePosixPath(entry.path).with_suffix("")) for entry in self.scanned.good]
+        return [self._name(entry.path) for entry in self.scanned.good]
+
+    def _name(self, path: str) -> str:
+        ending = next((ending for ending in self.endings if path.lower().endswith(ending)), None)
+        return str(PurePosixPath(path).with_suffix("")) if ending is None else path[: -len(ending)]
+
+    def _others(self) -> str:
+        """What lies there instead of images, and how to read it."""
+        found = Counter(path.suffix.lower() for path in self.root.rglob("*") if path.is_file())
+        arrays = found[".npy"]
+        hint = f"; it has {arrays:,} files of '.npy', which are read with endings=[.npy]" if arrays else ""
+        asked = f" of the endings {', '.join(self.endings)}" if self.endings else ""
+        return asked + ("" if ".npy" in self.endings else hint)
 
     def contents(self) -> Mapping[str, str]:
         """sha256 of the images, by path."""
@@ -147,4 +170,5 @@ class Folder(Images):
 
     def fingerprint(self) -> dict[str, Any]:
         """Files by path and content, and what they become."""
-        return self._identity("folder", self.scanned.digest())
+        told = self._identity("folder", self.scanned.digest())
+        return {**told, "endings": list(self.endings)} if self.endings else told

@@ -21,7 +21,7 @@ from latentsb.data.table import Table, class_names
 from latentsb.errors import ArgumentError, DataError
 from latentsb.tensors import Spec
 
-__all__ = ["Images", "Told", "pixel_rule", "with_progress"]
+__all__ = ["Images", "Told", "checked_endings", "pixel_rule", "with_progress"]
 
 T = TypeVar("T")
 TOLD = 20
@@ -32,18 +32,39 @@ Told = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
 
 
-def pixel_rule(size: int | tuple[int, int], fit: Fit, channels: int, max_pixels: int) -> PixelRule:
+def pixel_rule(
+    size: int | tuple[int, int],
+    fit: Fit,
+    channels: int,
+    max_pixels: int,
+    limits: tuple[float, float] | None = None,
+) -> PixelRule:
     """The rule that a recipe's keys describe.
 
     Raises:
-        ArgumentError: if the size or the channels are none that an image can have.
+        ArgumentError: if the size, the channels or the range are none that an image can have.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
         raise ArgumentError("size", f"found {height}×{width}, expected at least 1×1")
-    if channels not in (1, 3, 4):
-        raise ArgumentError("channels", f"found {channels}, expected 1, 3 or 4")
-    return PixelRule(height, width, channels, fit, max_pixels)
+    if channels < 1:
+        raise ArgumentError("channels", f"found {channels}, expected at least 1")
+    low, high = limits or (None, None)
+    if low is not None and high is not None and not low < high:
+        raise ArgumentError("range", f"found {low:g} and {high:g}, expected the lesser value first")
+    return PixelRule(height, width, channels, fit, max_pixels, low, high)
+
+
+def checked_endings(endings: Sequence[str]) -> tuple[str, ...]:
+    """Endings of files, lower case; none for those of images.
+
+    Raises:
+        ArgumentError: if one does not begin with a dot.
+    """
+    wrong = next((ending for ending in endings if not ending.startswith(".") or ending == "."), None)
+    if wrong is not None:
+        raise ArgumentError("endings", f"found '{wrong}', expected an ending with its dot, such as '.npy' or '.x0.png'")
+    return tuple(ending.lower() for ending in endings)
 
 
 def with_progress(title: str, work: Callable[[Told | None], T]) -> T:
@@ -224,6 +245,8 @@ class Images(Source):
             "classes": len(self.classes) if self.classes and numbered else list(self.classes),
             "kernel": "bicubic",
         }
+        if self.rule.low is not None:
+            told["range"] = [self.rule.low, self.rule.high]
         if self.table is not None:
             told |= {"table": self.table.digest(), "labels": self.labels, "attributes": list(self.attributes)}
         return told

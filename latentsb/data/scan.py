@@ -74,26 +74,35 @@ class Scan:
         return hashlib.sha256(json.dumps(sorted(self.contents.items()), ensure_ascii=True).encode()).hexdigest()
 
 
-def listing(root: Path) -> tuple[Entry, ...]:
+def listing(root: Path, endings: Sequence[str] = ()) -> tuple[Entry, ...]:
     """All files with an image's ending below a folder, ordered by path; hidden files and folders are left out.
+
+    Args:
+        root: of the images.
+        endings: lower case, in place of those of images.
 
     Raises:
         DataError: if there is no such folder.
     """
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder")
-    return tuple(Entry.of(root, path) for path in sorted(_paths(root)))
+    return tuple(Entry.of(root, path) for path in sorted(_paths(root, tuple(endings) or tuple(ENDINGS))))
 
 
-def _paths(root: Path) -> Iterator[str]:
+def _paths(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in ENDINGS:
+            if not name.startswith(".") and name.lower().endswith(endings):
                 yield (Path(folder) / name).relative_to(root).as_posix()
 
 
-def scan(root: Path, rule: PixelRule, progress: Callable[[int, int], None] | None = None) -> Scan:
+def scan(
+    root: Path,
+    rule: PixelRule,
+    progress: Callable[[int, int], None] | None = None,
+    endings: Sequence[str] = (),
+) -> Scan:
     """Read and decode every image once; a file that has not changed since is not read again.
 
     What was found is kept in `$XDG_CACHE_HOME/latentsb` (`~/.cache/latentsb`), by folder and rule.
@@ -102,9 +111,11 @@ def scan(root: Path, rule: PixelRule, progress: Callable[[int, int], None] | Non
         root: of the images.
         rule: what they become.
         progress: called with images done and images in all.
+        endings: of the files, see `listing`.
     """
-    entries = listing(root)
-    key = hashlib.sha256(json.dumps([str(root.resolve()), asdict(rule)]).encode()).hexdigest()[:32]
+    entries = listing(root, endings)
+    what = [str(root.resolve()), asdict(rule), *endings]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
     index = cache_folder() / f"scan-{key}.json"
     known = remembered(index)
     new = [entry for entry in entries if entry not in known]

@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from latentsb.data.archive import LABEL, Archive, is_packed
+from latentsb.data.pixels import ENDINGS
 from latentsb.data.scan import Entry, Finding, cache_folder, remember, remembered
 from latentsb.disk import Disk, alone, disk_error
 from latentsb.errors import DataError, DiskError
@@ -100,12 +101,13 @@ def _mapped(file: Path, entry: Entry) -> np.ndarray:
     return np.memmap(file, dtype=np.uint8, mode="r")
 
 
-def open_shard(path: Path, progress: Callable[[int], None]) -> Shard:
+def open_shard(path: Path, progress: Callable[[int], None], endings: tuple[str, ...] = ()) -> Shard:
     """The images of an archive, which is read if it is new or was changed.
 
     Args:
         path: of the archive.
         progress: called with numbers of bytes of the archive as they are done.
+        endings: of the members that are images, in place of all that are known.
 
     Raises:
         DataError: if the archive is refused, see `latentsb.data.archive`; if keys or labels are amiss.
@@ -117,7 +119,7 @@ def open_shard(path: Path, progress: Callable[[int], None]) -> Shard:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     known_as = stores() / f"{sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
     known = remembered(known_as).get(entry)
-    found = None if known is None else _opened(path, known.sha256)
+    found = None if known is None else _opened(path, known.sha256, endings)
     if found is not None:
         progress(entry.size)
         return found
@@ -125,14 +127,15 @@ def open_shard(path: Path, progress: Callable[[int], None]) -> Shard:
         stores().mkdir(parents=True, exist_ok=True)
         with alone(known_as):
             known = remembered(known_as).get(entry)  # by another process, which this one has waited for
-            found = None if known is None else _opened(path, known.sha256)
-            digest = found.sha256 if found else _build(path, packed, stores() / f".{known_as.stem}.building", progress)
+            found = None if known is None else _opened(path, known.sha256, endings)
+            beside, archive = stores() / f".{known_as.stem}.building", Archive(path, progress, endings or ENDINGS)
+            digest = found.sha256 if found else _build(archive, packed, beside, endings)
             if _entry(path) != entry:
                 raise DataError(f"{path}: was changed while it was read")
             remember(known_as, {entry: Finding(digest)})
     except OSError as error:
         raise disk_error(error, stores(), 0) from error
-    found = _opened(path, digest)
+    found = _opened(path, digest, endings)
     if found is None:
         raise DiskError(f"{stores()}: what was just written there cannot be read")
     return found
@@ -151,9 +154,14 @@ def _index(folder: Path) -> dict[str, Any] | None:
     return index
 
 
-def _opened(path: Path, digest: str) -> Shard | None:
+def _store(digest: str, endings: tuple[str, ...]) -> Path:
+    """Folder of the store of an archive, of all its images or of those with some endings."""
+    return stores() / (f"{digest}-{sha256(json.dumps(endings).encode()).hexdigest()[:8]}" if endings else digest)
+
+
+def _opened(path: Path, digest: str, endings: tuple[str, ...]) -> Shard | None:
     """The shard whose store is there and whole, else None."""
-    folder = stores() / digest
+    folder = _store(digest, endings)
     index = _index(folder)
     if index is None:
         return None
@@ -179,9 +187,9 @@ def _digest(columns: Any) -> str:
     return sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
 
 
-def _build(path: Path, packed: bool, beside: Path, progress: Callable[[int], None]) -> str:
+def _build(archive: Archive, packed: bool, beside: Path, endings: tuple[str, ...]) -> str:
     """Write the store of an archive beside its place, then give it its name, the archive's sha256."""
-    disk, archive = Disk(), Archive(path, progress)
+    disk = Disk()
     if beside.exists():  # left by a process that was killed: whoever builds holds the lock
         shutil.rmtree(beside)
     disk.mkdir(beside)
@@ -196,7 +204,7 @@ def _build(path: Path, packed: bool, beside: Path, progress: Callable[[int], Non
         disk.write(beside / INDEX, json.dumps({**index, "sha256": _digest(columns)}).encode())
         disk.sync(beside / INDEX)
         disk.sync_dir(beside)
-        place = stores() / archive.sha256
+        place = _store(archive.sha256, endings)
         with alone(place):
             if _index(place) is None:  # else the same archive is known under another name
                 shutil.rmtree(place, ignore_errors=True)
@@ -241,7 +249,7 @@ def _partners(archive: Archive, images: set[str], labels: dict[str, int]) -> Non
         others = ", ".join(f"{count} of '{ending}'" for ending, count in archive.others.most_common(5))
         raise DataError(
             f"{archive.path}: holds no image; its members are named KEY.jpg (or another image's ending) and KEY.cls, "
-            f"and a KEY has no dot{f'; passed over: {others}' if others else ''}"
+            f"and a KEY has no dot{f'; passed over: {others}, which can be read with `endings`' if others else ''}"
         )
     for single, told in (
         (labels.keys() - images, "a label but no image"),

@@ -1,12 +1,13 @@
-"""Labels and attributes of images, from a CSV file with a row for each."""
+"""Labels and attributes of images, from a CSV or Parquet file with a row for each."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from latentsb.errors import DataError, nearest
 
 __all__ = ["Table", "class_names"]
 
-KEY = "key"
+KEY, FILE = "key", "file_name"
+"""Columns that name samples: by their key, or (as image folders of the Hugging Face Hub have it) by their file."""
+PARQUET = (".parquet", ".pq")
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -36,10 +39,10 @@ def class_names(path: Path) -> tuple[str, ...]:
 
 
 class Table:
-    """A CSV file (UTF-8, with a head) whose column `key` names samples; it is read when it is first used.
+    """A table whose column `key` names samples (or `file_name`, with an ending); it is read when it is first used.
 
     Args:
-        path: of the file.
+        path: of a Parquet file (`.parquet`, which needs pyarrow), else of a CSV file (UTF-8, with a head).
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,24 +53,15 @@ class Table:
         """Rows by key.
 
         Raises:
-            DataError: if the file cannot be read, has no column `key`, a key twice or a row of another length.
+            DataError: if the file cannot be read, has no column of keys, a key twice or a row of another length.
         """
-        try:
-            with self.path.open(newline="", encoding="utf-8-sig") as stream:
-                reader = csv.DictReader(stream, strict=True)
-                if KEY not in (reader.fieldnames or ()):
-                    raise DataError(
-                        f"{self.path}: has no column '{KEY}'; it has: {', '.join(reader.fieldnames or ()) or 'nothing'}"
-                    )
-                rows: dict[str, dict[str, str]] = {}
-                for row in reader:
-                    if None in row or None in row.values():
-                        raise DataError(f"{self.path}: line {reader.line_num} has another length than the head")
-                    if row[KEY] in rows:
-                        raise DataError(f"{self.path}: line {reader.line_num} has the key '{row[KEY]}' again")
-                    rows[row[KEY]] = row
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{self.path}: cannot be read as a table ({error})") from error
+        found = _parquet(self.path) if self.path.suffix.lower() in PARQUET else _csv(self.path)
+        rows: dict[str, dict[str, str]] = {}
+        for place, row in found:
+            key = row[KEY] if KEY in row else str(PurePosixPath(row[FILE] or "-").with_suffix(""))
+            if key in rows:
+                raise DataError(f"{self.path}: {place} has the key '{key}' again")
+            rows[key] = row
         return rows
 
     def digest(self) -> str:
@@ -81,7 +75,7 @@ class Table:
             DataError: if there is no such column or key; names it.
         """
         rows = self.rows
-        known = [column for column in next(iter(rows.values()), {}) if column != KEY]
+        known = [column for column in next(iter(rows.values()), {}) if column not in (KEY, FILE)]
         if name not in known:
             raise DataError(f"{self.path}: has no column '{name}'.{nearest(name, known)} It has: {', '.join(known)}")
         if keys is None:
@@ -131,3 +125,54 @@ class Table:
                 raise DataError(f"{self.path}: '{name}' of '{key}' is '{cell}', expected a number")
             values[k] = number
         return values
+
+
+def _csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a CSV file, each with its place."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            _check_key(path, reader.fieldnames or ())
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(f"{path}: line {reader.line_num} has another length than the head")
+                yield f"line {reader.line_num}", row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a table ({error})") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a Parquet file as text, without columns that are neither numbers nor text; absent values are empty."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(
+            f"{path}: Parquet needs pyarrow: pip install 'latentsb[data]'; CSV needs nothing more"
+        ) from error
+    try:
+        table = parquet.ParquetFile(path).read()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as a table ({error})") from error
+    texts = {name: _texts(column) for name, column in zip(table.column_names, table.columns, strict=True)}
+    columns = {name: cells for name, cells in texts.items() if cells is not None}
+    _check_key(path, list(columns))
+    for place, row in enumerate(zip(*columns.values(), strict=True), 1):
+        yield f"row {place}", dict(zip(columns, row, strict=True))
+
+
+def _texts(column: Any) -> list[str] | None:
+    """Cells of an Arrow column as text; None of one that is neither numbers nor text."""
+    import pyarrow as pa
+
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    try:
+        return [cell or "" for cell in column.cast(pa.string()).to_pylist()]
+    except pa.ArrowException:
+        return None
+
+
+def _check_key(path: Path, names: Sequence[str]) -> None:
+    if KEY not in names and FILE not in names:
+        raise DataError(f"{path}: has no column '{KEY}'; it has: {', '.join(names) or 'nothing'}")

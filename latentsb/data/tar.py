@@ -14,13 +14,13 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from latentsb.data.archive import LABEL
 from latentsb.data.decoded import Decoded, decoded, numbers
-from latentsb.data.images import Images, Told, pixel_rule, with_progress
+from latentsb.data.images import Images, Told, checked_endings, pixel_rule, with_progress
 from latentsb.data.patterns import expand
 from latentsb.data.pixels import Fit, PixelRule, UnreadableError
 from latentsb.data.source import SOURCES
@@ -57,7 +57,7 @@ class Tar(Images):
         size: side of the images, or (height, width).
         fit: images of another size are cut to the largest centred part of the right proportions (`crop`), laid
             whole on black (`pad`), stretched (`stretch`), or are unreadable (`exact`).
-        channels: 1 grey, 3 colour, 4 colour and opacity.
+        channels: 1 grey, 3 colour, 4 colour and opacity; any other number that TIFF files and arrays have.
         flip: images may be mirrored left-right.
         labels: true for the `.cls` members, or the name of a column of the table.
         classes: how many there are, or a text file with a name on each line; found in the data if left out.
@@ -66,9 +66,12 @@ class Tar(Images):
         samples: how many images there must be; any number if left out.
         bad: share of unreadable images that is tolerated; they are left out.
         max_pixels: images whose header promises more pixels are unreadable.
+        endings: of the members that are read, such as `.npy`, or `.x0.png` of `KEY.x0.png`; those of images if left
+            out.
+        range: values of arrays, and of images of more than 8 bits, that become -1 and 1; else those of their type.
 
     Raises:
-        ArgumentError: if the size or the channels are none that an image can have, or columns have no table.
+        ArgumentError: if the size, the range or the endings are none that can be, or columns have no table.
         DataError: at first use, if a shard is missing, damaged or refused, or the numbers are not those expected.
     """
 
@@ -78,7 +81,7 @@ class Tar(Images):
         paths: tuple[Path, ...] | Path,
         size: Count | tuple[Count, Count],
         fit: Fit = "crop",
-        channels: Literal[1, 3, 4] = 3,
+        channels: Count = 3,
         flip: bool = False,
         labels: bool | str = False,
         classes: Count | Path | None = None,
@@ -87,12 +90,14 @@ class Tar(Images):
         samples: Count | None = None,
         bad: Fraction = 0.0,
         max_pixels: Count = 64_000_000,
+        endings: tuple[str, ...] = (),
+        range: tuple[float, float] | None = None,
     ) -> None:
         self.paths = (Path(paths),) if isinstance(paths, (str, Path)) else tuple(map(Path, paths))
-        self.samples = samples
+        self.samples, self.endings = samples, checked_endings(endings)
         super().__init__(
             ", ".join(map(str, self.paths)),
-            pixel_rule(size, fit, channels, max_pixels),
+            pixel_rule(size, fit, channels, max_pixels, range),
             flip=flip,
             labels=labels,
             classes=classes,
@@ -109,7 +114,7 @@ class Tar(Images):
     def shards(self) -> tuple[Shard, ...]:
         """The shards in their order, read and indexed at first use."""
         files = expand(self.paths, f"{self.recipe_key}.paths")
-        shards = with_progress(f"reading {len(files)} shards", lambda told: _opened(files, told))
+        shards = with_progress(f"reading {len(files)} shards", lambda told: _opened(files, told, self.endings))
         seen: dict[str, Path] = {}
         for shard in shards:
             for key in shard.keys:
@@ -203,10 +208,11 @@ class Tar(Images):
     def fingerprint(self) -> dict[str, Any]:
         """Shards by content in their order, and what their images become."""
         files = sha256(json.dumps([shard.sha256 for shard in self.shards]).encode()).hexdigest()
-        return {**self._identity("tar", files), "labelled": self.labels is True}
+        told = {**self._identity("tar", files), "labelled": self.labels is True}
+        return {**told, "endings": list(self.endings)} if self.endings else told
 
 
-def _opened(files: tuple[Path, ...], told: Told | None) -> tuple[Shard, ...]:
+def _opened(files: tuple[Path, ...], told: Told | None, endings: tuple[str, ...]) -> tuple[Shard, ...]:
     """All shards; several are read at once, since unpacking leaves the interpreter free."""
     total, done, lock = sum(path.stat().st_size for path in files), 0, Lock()
 
@@ -218,7 +224,7 @@ def _opened(files: tuple[Path, ...], told: Told | None) -> tuple[Shard, ...]:
             told(done, total)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return tuple(pool.map(lambda path: open_shard(path, progress), files))
+        return tuple(pool.map(lambda path: open_shard(path, progress, endings), files))
 
 
 def _decoded(shards: tuple[Shard, ...], rule: PixelRule, told: Told | None) -> tuple[Decoded, ...]:
