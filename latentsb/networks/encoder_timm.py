@@ -16,9 +16,10 @@ from latentsb.ranges import Count
 from latentsb.tensors import Spec
 from latentsb.weights import read
 
-__all__ = ["TimmEncoder"]
+__all__ = ["FAULTS", "FILE", "TimmEncoder", "create", "pretrained"]
 
 FILE = "model.safetensors"
+"""What the Hugging Face Hub calls the weights of a backbone."""
 FAULTS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
 """What the library's backbones raise where a size does not fit."""
 
@@ -88,26 +89,40 @@ class TimmEncoder(Encoder):
         """
         if self.weights is None:
             return
-        import timm
-
         path = self.weights / FILE if self.weights.is_dir() else self.weights
         if not path.is_file():
             raise DataError(f"{path}: there is no such file; put the weights of timm's '{self.name}' there")
-        values = read(path)
-        # With as many classes as it was trained with, the library wants every tensor, and no other.
         _, height, width = self.x_spec.shape
-        size = self.side or (height, width)
-        try:
-            found = _create(self.name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": values})
-        except (RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(f"{path} does not hold the weights of timm's '{self.name}': {reason}") from error
-        cast(Any, found).reset_classifier(0)
-        self.backbone.load_state_dict(timm.layers.freeze_batch_norm_2d(found).state_dict())
+        found = pretrained(self.name, self.side or (height, width), path)
+        self.backbone.load_state_dict(found.state_dict())
 
 
-def _create(name: str, size: tuple[int, int], **settings: Any) -> nn.Module:
-    """A backbone for this size, told it where it must know."""
+def pretrained(name: str, size: tuple[int, int], path: Path) -> nn.Module:
+    """A backbone without classes, with the weights of a file, its batch norms as they are there.
+
+    Args:
+        name: of the library.
+        size: height and width of its images; positions are resampled by the library.
+        path: of safetensors.
+
+    Raises:
+        DataError: if the file holds something else.
+    """
+    import timm
+
+    values = read(path)
+    # With as many classes as it was trained with, the library wants every tensor, and no other.
+    try:
+        found = create(name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": values})
+    except (RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} does not hold the weights of timm's '{name}': {reason}") from error
+    cast(Any, found).reset_classifier(0)
+    return cast(nn.Module, timm.layers.freeze_batch_norm_2d(found))
+
+
+def create(name: str, size: tuple[int, int], **settings: Any) -> nn.Module:
+    """A backbone of the library for images of this size, told it where it must know."""
     import timm
 
     try:
@@ -130,7 +145,7 @@ def _fitting(name: str, channels: int, size: tuple[int, int], *, pretrained: boo
         known = timm.list_models()
         raise ArgumentError("backbone", f"timm has no '{name}'.{nearest(name, known)}")
     try:
-        found = _create(name, size, pretrained=False, in_chans=channels, num_classes=0)
+        found = create(name, size, pretrained=False, in_chans=channels, num_classes=0)
         found = timm.layers.freeze_batch_norm_2d(found) if pretrained else _by_groups(found)
         with torch.no_grad():
             features = found.eval()(torch.zeros(1, channels, *size))
