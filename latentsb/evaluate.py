@@ -291,7 +291,7 @@ def store(subject: RunSubject, name: str, metric: Metric, found: Measured) -> No
     run, experiment = subject.run, subject.experiment
     facts = protocol(run, experiment, metric=describe(metric), seed=subject.seed)
     content = asdict(found)
-    del content["hidden"]
+    del content["hidden"], content["shown"]
     count = {"count": found.details["count"]} if "count" in found.details else {}
     solver = {"solver": describe(subject.solver or experiment.solver)} if subject.used else {}
     data = identity_of(run, experiment)

@@ -205,6 +205,7 @@ class Measured:
         hidden: names of details that are too long to be shown.
         error: standard error of `value`, where it is known.
         better: which values are better, `lower` or `higher`; nothing where neither is.
+        shown: what a picture is made of; not kept with the figure.
     """
 
     value: float
@@ -217,6 +218,7 @@ class Measured:
     hidden: frozenset[str] = frozenset()
     error: float | None = None
     better: str = ""
+    shown: Any = None
 
 
 class Metric(ABC):
@@ -261,6 +263,7 @@ def stamp(word: str, protocol: Mapping[str, Any]) -> str:
 
 WORDS = (
     "accuracy",
+    "autoencoder",
     "denoising",
     "disentanglement",
     "frechet",

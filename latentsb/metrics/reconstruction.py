@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from latentsb.metrics.similarity import mse, psnr, ssim
 from latentsb.ranges import Count, enforce
 from latentsb.registry import describe
 
-__all__ = ["Reconstructed"]
+__all__ = ["BETTER", "Reconstructed", "averages", "likeness"]
 
 WORD = "reconstruction"
 MODES: tuple[Literal["faithful", "perceptual"], ...] = ("faithful", "perceptual")
@@ -157,20 +158,38 @@ def compare(originals: Tensor, made: Tensor, *, pictures: bool) -> dict[str, flo
     if not pictures:
         errors = mse(originals, made).double()
         return {"mse": float(errors.mean()), "se": _se(errors)}
+    return averages(likeness(originals, made))
+
+
+def likeness(originals: Tensor, made: Tensor) -> dict[str, Tensor]:
+    """Squared error, PSNR and SSIM of each image, float64 of shape (B,), on [0, 1] and clamped to it.
+
+    Args:
+        originals: shape (B, C, H, W) in [-1, 1].
+        made: same shape.
+    """
     a, b = (originals + 1) / 2, ((made + 1) / 2).clamp(0, 1)
-    errors = mse(a, b).double()
-    mean = float(errors.mean())
     parts = [ssim(a[k : k + 256], b[k : k + 256], data_range=1.0) for k in range(0, len(a), 256)]
-    each, alike = psnr(a, b, data_range=1.0).double(), torch.cat(parts).double()
+    found = {"mse": mse(a, b), "psnr": psnr(a, b, data_range=1.0), "ssim": torch.cat(parts)}
+    return {name: value.double() for name, value in found.items()}
+
+
+def averages(found: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """Means over images with their standard errors, PSNR in both conventions; None in place of an infinite one.
+
+    Args:
+        found: of each image, as `likeness` returns it.
+    """
+    mean, each = float(found["mse"].mean()), found["psnr"]
     finite = bool(each.isfinite().all())
     return {
         "mse": mean,
-        "se": _se(errors),
+        "se": _se(found["mse"]),
         "psnr_of_mean_mse": -10 * math.log10(mean) if mean > 0 else None,
         "mean_psnr": float(each.mean()) if finite else None,
         "mean_psnr_se": _se(each) if finite else None,
-        "ssim": float(alike.mean()),
-        "ssim_se": _se(alike),
+        "ssim": float(found["ssim"].mean()),
+        "ssim_se": _se(found["ssim"]),
     }
 
 
