@@ -16,7 +16,7 @@ import dataclasses
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -141,6 +141,17 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
+    def implied_by(self, keys: Iterable[str]) -> str | None:
+        """The word of the class of the core that a mapping without a name means, by keys that it alone has.
+
+        Such a class has an attribute `implied_by`, the set of these keys.
+        """
+        given = set(keys)
+        for home in self.homes:
+            importlib.import_module(home)
+        means = (name for name, cls in self._classes.items() if given >= getattr(cls, "implied_by", given | {""}))
+        return next(means, None)
+
     def word_of(self, part: type[Any] | Any) -> str:
         """The word of a registered class, of a class derived from one, or of an instance of either."""
         cls = part if isinstance(part, type) else type(part)
@@ -169,4 +180,6 @@ def registry_of(base: type[Any]) -> Registry[Any] | None:
     for registry in REGISTRIES.values():
         if registry.base is base:
             return registry
-    return next((r for r in REGISTRIES.values() if issubclass(base, r.base)), None)
+    # Of kinds of which one is a special case of the other (a target is a law), the special one.
+    found = [registry for registry in REGISTRIES.values() if issubclass(base, registry.base)]
+    return max(found, key=lambda registry: len(registry.base.__mro__), default=None)

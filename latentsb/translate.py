@@ -248,14 +248,20 @@ def _array(path: Path, experiment: Experiment) -> Tensor:
 
 def named_end(experiment: Experiment, paths: Sequence[Path]) -> End | None:
     """Of which end of the run's own data these files are, where they lie in that end's folder alone."""
-    ends = {end: experiment.recipe.data.arguments.get(end) for end in ("x0", "x1")}
+    arguments = experiment.recipe.data.arguments
+    ends = {end: arguments.get(end, arguments.get(key)) for end, key in (("x0", "target"), ("x1", "source"))}
     found = set()
     for path in paths:
-        at = [end for end, part in ends.items() if isinstance(part, Part) and _below(path, part.arguments.get("path"))]
+        at = [end for end, part in ends.items() if _below(path, _place(part))]
         found.add(at[0] if len(at) == 1 else None)
     if found == {"x0"}:
         return "x0"
     return "x1" if found == {"x1"} else None
+
+
+def _place(part: Any) -> Any:
+    """The folder of one end, which a part of its own names or the data themselves."""
+    return part.arguments.get("path") if isinstance(part, Part) else part
 
 
 def _below(path: Path, folder: Any) -> bool:

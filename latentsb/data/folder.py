@@ -51,6 +51,8 @@ class Folder(Images):
             has no images or more unreadable ones than is tolerated, which are named with their reasons.
     """
 
+    path_key: str = "path"
+
     def __init__(
         self,
         *,
@@ -85,7 +87,7 @@ class Folder(Images):
         if not self.root.is_dir():
             raise DataError(
                 f"{self.root}: there is no such folder (looked for {self.root.absolute()}); put the images there, or "
-                f"say where they are: {self.recipe_key}.path=…"
+                f"say where they are: {self.recipe_key}.{self.path_key}=…"
             )
 
     def _own_classes(self) -> tuple[str, ...]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +13,8 @@ from torch import Tensor
 
 from latentsb.data.arrays import layout_of, mirrored
 from latentsb.data.containers import Container, Rows, container
-from latentsb.data.images import Told, with_progress
+from latentsb.data.digests import Known, known
 from latentsb.data.patterns import expand
-from latentsb.data.scan import Entry, Finding, cache_folder, content, remember, remembered
 from latentsb.data.source import SOURCES, Items, Source
 from latentsb.errors import ArgumentError, DataError
 from latentsb.ranges import Count
@@ -172,27 +169,20 @@ class Arrays(Source):
         return layout_of(f"'{name}'", (len(column), *shape), file)
 
     @cached_property
-    def checked(self) -> dict[str, str]:
-        """sha256 of each file, by its path; every array was looked at in full."""
+    def known(self) -> Known:
+        """The files; every array was looked at in full."""
         for key, column in self.columns.items():
             self._check_form(key, column)
-        files = list(dict.fromkeys(file for column in self.columns.values() for file in column.files))
-        names = sorted(name for name in self.asked.values() if name)
-        what = repr([[str(file.resolve()) for file in files], names])
-        index = cache_folder() / f"arrays-{sha256(what.encode()).hexdigest()[:32]}.json"
-        known = remembered(index)
-        try:
-            entries = {file: Entry.of(file.parent, file.name) for file in files}
-            whole = {file: Entry(str(file.resolve()), entry.size, entry.changed) for file, entry in entries.items()}
-            new = [file for file in files if whole[file] not in known]
-            found = with_progress("checking arrays", lambda told: self._check(new, told)) if new else {}
-        except OSError as error:
-            raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
-        digests = {file: found.get(file) or known[whole[file]].sha256 for file in files}
-        if new:
-            remember(index, {whole[file]: Finding(digest) for file, digest in digests.items()})
-        self.entries = entries
-        return {str(file): digest for file, digest in digests.items()}
+        files = [file for column in self.columns.values() for file in column.files]
+        return known(files, f"arrays {sorted(name for name in self.asked.values() if name)}", self._look)
+
+    def _look(self, files: Sequence[Path], told: Callable[[int], None]) -> None:
+        """Refuse arrays that hold numbers which are not finite."""
+        for column in self.columns.values():
+            for file, part in zip(column.files, column.parts, strict=True):
+                why = part.fault(told) if file in files else ""
+                if why:
+                    raise DataError(f"{file}: '{column.name}' {why}")
 
     def _check_form(self, key: str, column: _Column) -> None:
         """Refuse an array of another shape or type."""
@@ -220,23 +210,6 @@ class Arrays(Source):
                 f"{file}: '{column.name}' holds {int(values.max())}, `classes` allows 0 to {self.classes - 1}"
             )
 
-    def _check(self, files: list[Path], told: Told | None) -> dict[Path, str]:
-        """sha256 of files, in which every number that is used is finite."""
-        total, done = sum(file.stat().st_size for file in files), 0
-
-        def progress(more: int) -> None:
-            nonlocal done
-            done += more
-            if told is not None:
-                told(min(done, total), total)
-
-        for column in self.columns.values():
-            for file, part in zip(column.files, column.parts, strict=True):
-                why = part.fault(progress) if file in files else ""
-                if why:
-                    raise DataError(f"{file}: '{column.name}' {why}")
-        return {file: content(file) for file in files}
-
     @cached_property
     def _labels(self) -> Tensor:
         column = self.columns["labels"]
@@ -254,9 +227,7 @@ class Arrays(Source):
 
     def contents(self) -> Mapping[str, str]:
         """sha256 of the files, by path below the folder that all are in."""
-        found = {Path(name).absolute(): digest for name, digest in self.checked.items()}
-        folder = os.path.commonpath([path.parent for path in found])
-        return {path.relative_to(folder).as_posix(): digest for path, digest in found.items()}
+        return self.known.contents()
 
     def read(self, index: np.ndarray, variant: np.ndarray | None = None) -> Items:
         """Gather samples of both ends.
@@ -280,7 +251,7 @@ class Arrays(Source):
         return self._samples("x1", np.asarray(index, dtype=np.int64), variant)
 
     def _samples(self, key: str, rows: np.ndarray, variant: np.ndarray | None) -> Tensor:
-        self._unchanged()
+        self.known.require()
         found = self._numbers(self.columns[key], rows)
         if variant is None or not variant.any():
             return found
@@ -289,16 +260,6 @@ class Arrays(Source):
         at = np.flatnonzero(variant == 1)
         found[torch.from_numpy(at)] = self._numbers(self.columns["flip"], rows[at])
         return found
-
-    def _unchanged(self) -> None:
-        for name in self.checked:
-            file = Path(name)
-            try:
-                same = Entry.of(file.parent, file.name) == self.entries[file]
-            except OSError as error:
-                raise DataError(f"{file}: can no longer be read ({error.strerror})") from error
-            if not same:
-                raise DataError(f"{file}: was changed after it was checked; start again to check it anew")
 
     def _numbers(self, column: _Column, rows: np.ndarray) -> Tensor:
         """Rows of an array as float32, channels first."""
@@ -313,8 +274,7 @@ class Arrays(Source):
 
     def fingerprint(self) -> dict[str, Any]:
         """Files by content in their order, and which arrays are taken from them."""
-        files = sha256(repr(list(self.checked.values())).encode()).hexdigest()
-        told = {"data": "arrays", "files": files, "arrays": dict(self.asked), "layout": self.layout}
+        told = {"data": "arrays", "files": self.known.digest(), "arrays": dict(self.asked), "layout": self.layout}
         return {
             **told,
             "flip": self.flip,

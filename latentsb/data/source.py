@@ -187,10 +187,12 @@ SOURCES: Registry[Source] = Registry(
         "latentsb.data.tar",
         "latentsb.data.arrays",
         "latentsb.data.mapped",
+        "latentsb.data.huggingface",
         "latentsb.data.toys",
         "latentsb.data.eot",
         "latentsb.data.sprites",
         "latentsb.data.pairs",
+        "latentsb.data.folders",
         "latentsb.data.degraded",
     ),
 )

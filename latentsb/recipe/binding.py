@@ -210,6 +210,8 @@ class Binder:
     def _class(
         self, registry: Registry[Any], base: type[Any], name: Node | None, node: Node, key: str
     ) -> tuple[str, type[Any]] | None:
+        if name is None and isinstance(node.value, dict) and (word := registry.implied_by(node.value)) is not None:
+            name = Node(word, node.where, node.place)
         if name is None or not isinstance(name.value, str):
             self._no_name(registry, name, node, key)
             return None
