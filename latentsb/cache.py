@@ -18,16 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentsb import parallel
 from latentsb.autoencoder import Autoencoder
+from latentsb.building import FORMAT, MANIFEST, digest, numpy_type
 from latentsb.data.source import Items, Source
-from latentsb.disk import alone
-from latentsb.encoding import FORMAT, MANIFEST, Progress, digest, encode, made_of, numpy_type, reads
+from latentsb.encoding import Progress, ahead, blocks_of, build, made_of
 from latentsb.errors import CacheError
 from latentsb.normalisers import Statistics
 from latentsb.randomness import Draws
+from latentsb.roundtrip import Kept
 from latentsb.shards import Shards, damaged
+from latentsb.stores import Auto, Store
 
-__all__ = ["LatentCache", "Normalised"]
+__all__ = ["LatentCache", "Normalised", "manifest_of", "size_of", "verify"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ LARGE = 4_000_000_000
 CHECKSUM = re.compile("[0-9a-f]{64}")
 TOLD = 5
 """Damaged files that a message names."""
+READABLE = (1, FORMAT)
+"""Caches of the first format are whole files of float16 or float32 and remember no error and no round trip."""
 
 
 class Normalised(Source):
@@ -84,14 +89,14 @@ class Normalised(Source):
 class LatentCache(Source):
     """Normalised latents gathered from memory-mapped files; make one with `open_or_build`.
 
-    With `sample`, `draw` returns a posterior sample, `mean + std · noise`, whose noise belongs to seed, images seen
-    and row; `read` always returns the mean.
+    Where the store keeps the posterior, `draw` returns a sample of it, `mean + std · noise`, whose noise belongs to
+    seed, images seen and row; `read` always returns the mean.
 
     Args:
         path: of the cache.
         source: whose samples were encoded.
         autoencoder: that encoded them. If its normaliser is not fitted yet, it is, to the cache's statistics.
-        sample: draw posterior samples.
+        store: in which the latents are kept.
         verify: read every byte and compare checksums first, at the disk's speed: what a disk has damaged must not be
             trained on.
 
@@ -101,11 +106,12 @@ class LatentCache(Source):
     """
 
     def __init__(
-        self, path: Path, source: Source, autoencoder: Autoencoder, *, sample: bool = False, verify: bool = True
+        self, path: Path, source: Source, autoencoder: Autoencoder, *, store: Store = Auto(), verify: bool = True
     ) -> None:
-        self.path, self.sample = path, sample
-        self.manifest = _manifest(path)
-        _compare(path, self.manifest["made_of"], made_of(source, autoencoder, sample))
+        self.path, self.sample = path, store.posterior
+        self.manifest = manifest_of(path)
+        _compare(path, self.manifest["made_of"], made_of(source, autoencoder, store))
+        self.store = store.resolved(autoencoder.latent_dtype)
         self.spec, self.cond = autoencoder.latent, source.cond
         self.variants, self.two_sided, self.paired = source.variants, source.two_sided, source.paired
         self.counts: dict[str, int] = self.manifest["counts"]
@@ -120,24 +126,23 @@ class LatentCache(Source):
             raise CacheError(f"latent cache {path} is damaged: {error}; remove the folder to encode again") from error
 
     def _open(self) -> None:
-        made = self.manifest["made_of"]
-        shape, dtype = self.spec.shape, np.dtype(made["dtype"])
         moments = ("mean", "std") if self.sample else ("mean",)
-        self._moments = {
-            (end, moment, variant): Shards(
-                self.path, f"{end}-{moment}-{variant}", count, shape, dtype, self.manifest["rows"]
-            )
-            for end, count in self.counts.items()
-            for moment in moments
-            for variant in range(self.variants)
-        }
+        self._moments: dict[tuple[str, str, int], Shards] = {}
+        self._affine: dict[tuple[str, str, int], Tensor] = {}
+        for key in ((e, m, v) for e in self.counts for m in moments for v in range(self.variants)):
+            name, count, dtype = "-".join(map(str, key)), self.counts[key[0]], self.store.dtype
+            self._moments[key] = Shards(self.path, name, count, self.spec.shape, dtype, self.manifest["rows"])
+            if self.store.ranged:
+                blocks = -(-count // self.manifest["batch"])
+                self._affine[key] = self._whole(f"{name}-affine", blocks, (2, self.spec.channels), np.dtype(np.float32))
         n = self.counts["x0"]
         self._cond = {
-            name: torch.from_numpy(
-                Shards(self.path, f"cond-{name}", n, spec.shape, numpy_type(spec.dtype), n).take(np.arange(n))
-            )
-            for name, spec in self.cond.items()
+            name: self._whole(f"cond-{name}", n, spec.shape, numpy_type(spec.dtype)) for name, spec in self.cond.items()
         }
+
+    def _whole(self, name: str, count: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+        """A small array, in memory."""
+        return torch.from_numpy(Shards(self.path, name, count, shape, dtype, count).take(np.arange(count)))
 
     @classmethod
     def open_or_build(
@@ -147,22 +152,23 @@ class LatentCache(Source):
         autoencoder: Autoencoder,
         progress: Progress | None = None,
         *,
-        sample: bool = False,
+        store: Store = Auto(),
         batch: int | None = None,
         verify: bool = True,
     ) -> Source:
         """The latents of a source: from the cache at `path`, which is built where there is none.
 
         An autoencoder that is not `cached` encodes what is read; where it is the identity and nothing is normalised,
-        the source itself is returned. Several processes may call this at once: one builds and the others wait.
+        the source itself is returned. Every process of a group must call this: each encodes a share. Of several groups
+        one builds and the others wait. What is encoded stays when it is broken off; the same call again goes on.
 
         Args:
             path: folder of the cache; its parent exists or can be made.
             source: of images.
             autoencoder: on the device on which to encode; its normaliser is fitted by this call if it was not.
             progress: called with images encoded (or read, to fit a normaliser alone) and images in all, after
-                each batch and before the first to be encoded; what it raises ends the work, of which nothing is kept.
-            sample: keep the posterior's standard deviation and draw samples.
+                each batch and before the first to be encoded; what it raises ends the work.
+            store: in which latents are kept.
             batch: images encoded at once; None for as many as make up 16 of 256×256, and at most 64.
             verify: compare the checksums of a cache that is there; one that was just built is not read again.
 
@@ -176,21 +182,19 @@ class LatentCache(Source):
         if not autoencoder.cached:
             if not bool(autoencoder.fitted):
                 read = _watched(source, batch, progress)
-                autoencoder.fit_normaliser(autoencoder.moments(images).mean for images in read)
+                raws = (autoencoder.moments(images).mean for images in read)
+                parallel.together(lambda: autoencoder.fit_normaliser(raws))
             plain = autoencoder.is_identity and not autoencoder.normaliser.fits
             return source if plain else Normalised(source, autoencoder)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with alone(path):
-                if not path.exists():
-                    encode(path, source, autoencoder, progress, sample, batch)
-                    verify = False
-        return cls(path, source, autoencoder, sample=sample, verify=verify)
+        if not parallel.broadcast(path.exists()) and build(path, source, autoencoder, store, progress, batch):
+            verify = False
+        whole = parallel.first(lambda: cls(path, source, autoencoder, store=store, verify=verify))
+        return cls(path, source, autoencoder, store=store, verify=False) if whole is None else whole
 
     @staticmethod
-    def key(source: Source, autoencoder: Autoencoder, *, sample: bool = False) -> str:
+    def key(source: Source, autoencoder: Autoencoder, store: Store = Auto()) -> str:
         """A short word that differs where caches would; a good name for their folder."""
-        text = json.dumps(made_of(source, autoencoder, sample), sort_keys=True)
+        text = json.dumps(made_of(source, autoencoder, store), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -198,23 +202,26 @@ class LatentCache(Source):
         """Of the raw latents of all samples and variants, at both ends; of posterior samples where they are kept."""
         return Statistics.from_json(self.manifest["statistics"])
 
+    @property
+    def round_trip(self) -> Kept | None:
+        """What the decoder made of a few of these latents when they were written; None in an old cache."""
+        return Kept.of(self.manifest.get("round_trip"))
+
+    def lost(self, moment: str = "mean") -> dict[str, list[float]]:
+        """Largest and root mean square error (`largest`, `rms`) that storing made in each channel.
+
+        In units of the latents' standard deviation; empty in an old cache.
+        """
+        found: dict[str, list[float]] = self.manifest.get("lost", {}).get(moment, {"largest": [], "rms": []})
+        return found
+
     def verify(self) -> None:
         """Read every byte and compare checksums.
 
         Raises:
             CacheError: if a file is damaged; names it.
         """
-        files: dict[str, str] = self.manifest["files"]
-        stored = sum((self.path / name).stat().st_size for name in files if (self.path / name).is_file())
-        if stored > LARGE:
-            log.info("comparing the checksums of the latent cache %s (%.1f GB)", self.path, stored / 1e9)
-        wrong = damaged(self.path, files)
-        if wrong:
-            more = f" and {len(wrong) - TOLD} more" if len(wrong) > TOLD else ""
-            raise CacheError(
-                f"latent cache {self.path} is damaged: {', '.join(wrong[:TOLD])}{more} is absent or was changed; "
-                "remove the folder to encode again"
-            )
+        verify(self.path, self.manifest)
 
     def __len__(self) -> int:
         return self.counts["x0"]
@@ -250,12 +257,17 @@ class LatentCache(Source):
 
     def _gather(self, end: str, moment: str, index: np.ndarray, variant: np.ndarray | None) -> Tensor:
         if variant is None or not variant.any():
-            return torch.from_numpy(self._moments[end, moment, 0].take(index)).float()
+            return self._take((end, moment, 0), index)
         out = torch.empty((len(index), *self.spec.shape))
         for side in (0, 1):
             at = variant == side
-            out[torch.from_numpy(at)] = torch.from_numpy(self._moments[end, moment, side].take(index[at])).float()
+            out[torch.from_numpy(at)] = self._take((end, moment, side), index[at])
         return out
+
+    def _take(self, key: tuple[str, str, int], index: np.ndarray) -> Tensor:
+        """Raw latents of one array."""
+        affine = self._affine[key][index // self.manifest["batch"]] if self.store.ranged else None
+        return self.store.unpack(self._moments[key].take(index), affine)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the cache was made of."""
@@ -266,15 +278,43 @@ class LatentCache(Source):
 def _watched(source: Source, batch: int, progress: Progress | None) -> Iterator[Tensor]:
     """Both ends of all samples, with word on how far they are."""
     total, done = len(source) + source.partners, 0
-    for _, images, _ in reads(source, 0, batch):
-        yield images
-        done += len(images)
+    for block, items in ahead(source, blocks_of(source, batch)):
+        yield items.x0
+        done += len(block)
         if progress is not None:
             progress(done, total)
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    """The manifest, whose own checksum is compared."""
+def verify(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Read every byte of a cache and compare checksums.
+
+    Raises:
+        CacheError: if a file is damaged; names it.
+    """
+    files: dict[str, str] = manifest["files"]
+    stored = size_of(path, manifest)
+    if stored > LARGE:
+        log.info("comparing the checksums of the latent cache %s (%.1f GB)", path, stored / 1e9)
+    wrong = damaged(path, files)
+    if wrong:
+        more = f" and {len(wrong) - TOLD} more" if len(wrong) > TOLD else ""
+        raise CacheError(
+            f"latent cache {path} is damaged: {', '.join(wrong[:TOLD])}{more} is absent or was changed; "
+            "remove the folder to encode again"
+        )
+
+
+def size_of(path: Path, manifest: Mapping[str, Any]) -> int:
+    """Bytes of a cache's files."""
+    return sum((path / name).stat().st_size for name in manifest["files"] if (path / name).is_file())
+
+
+def manifest_of(path: Path) -> dict[str, Any]:
+    """The manifest of a cache, whose own checksum is compared.
+
+    Raises:
+        CacheError: if there is none, or it was changed, or is of a format that is not read here.
+    """
     try:
         found: dict[str, Any] = json.loads((path / MANIFEST).read_text())
         known = found.pop("sha256")
@@ -284,8 +324,11 @@ def _manifest(path: Path) -> dict[str, Any]:
         ) from error
     if known != digest(found):
         raise CacheError(f"latent cache {path} is damaged: {MANIFEST} was changed; remove the folder to encode again")
-    if found["format"] != FORMAT:
-        raise CacheError(f"latent cache {path} has format {found['format']}, this version writes and reads {FORMAT}")
+    if found["format"] not in READABLE:
+        raise CacheError(
+            f"latent cache {path} has format {found['format']}, this version writes {FORMAT} and reads "
+            f"{' and '.join(map(str, READABLE))}; remove the folder to encode again"
+        )
     return found
 
 

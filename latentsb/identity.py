@@ -24,6 +24,8 @@ def identity(recipe: Recipe) -> str:
     kept = {key: value for key, value in recipe.resolved().items() if key not in ("name", "about", "imports")}
     if recipe.held_out is None:  # a run that was begun before there was this key goes on
         del kept["held_out"]
+    if kept["latents"] == {"name": "auto", "posterior": False}:  # so does one that was begun before this one
+        del kept["latents"]
     stages = [{"train": s.train, **s.settings.model_dump(mode="json")} for s in recipe.stages]
     kept.update(stages=stages, imports=dict(recipe.hashes))
     essence = {k: v for k, v in kept.items() if k not in ("train", "preview")}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from latentsb import parallel
 from latentsb.autoencoder import Autoencoder
 from latentsb.cache import LARGEST_BATCH, PIXELS_AT_ONCE, LatentCache
 from latentsb.data.source import Source
-from latentsb.encoding import Progress, reads
+from latentsb.encoding import Progress, ahead, blocks_of
 from latentsb.experiment import Experiment
 from latentsb.guard import Signals, Stopped
 from latentsb.progress import Display
@@ -36,7 +37,7 @@ QUIET_SECONDS = 30.0
 
 
 def latents_of(folder: Path, experiment: Experiment, signals: Signals | None = None) -> Source:
-    """Normalised latents of the training data; the main process encodes, the others then read what it wrote.
+    """Normalised latents of the training data; every process must call it, and encodes its share.
 
     Args:
         folder: of the run.
@@ -44,7 +45,7 @@ def latents_of(folder: Path, experiment: Experiment, signals: Signals | None = N
         signals: what asks to stop, within a batch, if anything may.
 
     Raises:
-        Stopped: in every process, if it did; nothing that was encoded is kept.
+        Stopped: in every process, if it did; what was encoded is kept.
     """
     _fit(experiment, signals)
     path = _place(folder, LATENTS[0], experiment, experiment.source)
@@ -62,7 +63,7 @@ def held_latents_of(folder: Path, experiment: Experiment, signals: Signals | Non
         signals: what asks to stop, within a batch, if anything may.
 
     Raises:
-        Stopped: in every process, if it did; nothing that was encoded is kept.
+        Stopped: in every process, if it did; what was encoded is kept.
     """
     if experiment.held is None:
         return None
@@ -88,9 +89,9 @@ def fit_autoencoder(autoencoder: Autoencoder, source: Source, progress: Progress
     def batches() -> Iterator[Batch]:
         done = 0
         for variant in range(source.variants):
-            for _, images, _ in reads(source, variant, size):
-                yield Batch(torch.arange(len(images)), images.to(autoencoder.device), seen=done)
-                done += len(images)
+            for block, items in ahead(source, blocks_of(source, size, variant)):
+                yield Batch(torch.arange(len(block)), items.x0.to(autoencoder.device), seen=done)
+                done += len(block)
                 if progress is not None:
                     progress(done, total)
 
@@ -99,7 +100,7 @@ def fit_autoencoder(autoencoder: Autoencoder, source: Source, progress: Progress
 
 
 class Watched:
-    """Shows how far an encoding is, and ends it where something asks to stop.
+    """Shows how far an encoding is (of several processes: this one's share), and ends it where something asks to stop.
 
     Args:
         title: of the work.
@@ -110,7 +111,7 @@ class Watched:
     def __init__(self, title: str, signals: Signals | None, *, brief: bool = False) -> None:
         self.title, self.signals, self.brief = title, signals, brief
         self.display: Display | None = None
-        self.done = 0
+        self.done = self.before = 0
 
     def __call__(self, done: int, total: int) -> None:
         """Take note of the images that are encoded.
@@ -119,13 +120,16 @@ class Watched:
             Stopped: if something asks to stop before the last.
         """
         if self.display is None:
-            self.display = Display(self.title, total, 0, parallel.is_main(), every=QUIET_SECONDS)
+            self.before = 0 if self.brief else done  # what a brief work has done it has done just now
+            self.display = Display(self.title, total, done, parallel.is_main(), every=QUIET_SECONDS)
             self.display.progress.start()
             if not self.display.bar and not self.brief:
-                self.display.say(f"{self.title} {total:,} images …")
+                gone = f", going on after {done:,}" if done else ""
+                self.display.say(f"{self.title} {total:,} images{gone} …")
         self.done = done
-        if done and (self.display.bar or not self.brief or done < total):
-            self.display.note(done, {"images_per_second": done / (time.monotonic() - self.display.began)})
+        if done > self.before and (self.display.bar or not self.brief or done < total):
+            rate = (done - self.before) / (time.monotonic() - self.display.began)
+            self.display.note(done, {"images_per_second": rate})
         reason = self.signals.reason() if self.signals is not None and done < total else None
         if reason is not None:
             self.display.say(f"{self.title}: stopped by {reason} {self.lost}{self._longer(reason)}")
@@ -135,12 +139,13 @@ class Watched:
     def lost(self) -> str:
         """What an interruption costs."""
         total = 0 if self.display is None else self.display.total
-        again = "begins" if self.brief else "encodes"
-        return f"after {self.done:,} of {total:,} images; none are kept, the same command {again} from the start"
+        kept = "none are kept, the same command begins from the start"
+        kept = kept if self.brief else "what is encoded is kept, the same command goes on"
+        return f"after {self.done:,} of {total:,} images; {kept}"
 
     def _longer(self, reason: str) -> str:
-        """Where a limit of time ended it, how much it would need: the same limit ends it again."""
-        if reason != "time" or self.display is None:
+        """Where a limit of time ended what keeps nothing, how much it would need: the same limit ends it again."""
+        if reason != "time" or self.display is None or not self.brief:
             return ""
         needed = (time.monotonic() - self.display.began) * self.display.total / self.done if self.done else None
         about = "" if needed is None else f" (about {60 * math.ceil(needed / 60)} s for this alone)"
@@ -157,7 +162,8 @@ def _place(folder: Path, name: str, experiment: Experiment, source: Source) -> P
     trained_here = any(stage.train.startswith("autoencoder") for stage in experiment.recipe.stages)
     if own.exists() or trained_here or not experiment.autoencoder.cached or len(source) == 0:
         return own
-    return folder.parent / SHARED / LatentCache.key(source, experiment.autoencoder)
+    store = experiment.recipe.latents.build()
+    return folder.parent / SHARED / LatentCache.key(source, experiment.autoencoder, store)
 
 
 def _fit(experiment: Experiment, signals: Signals | None) -> None:
@@ -171,13 +177,22 @@ def _fit(experiment: Experiment, signals: Signals | None) -> None:
 
 
 def _open_or_build(path: Path, experiment: Experiment, source: Source, watched: Watched) -> Source:
-    def act(first: bool = True) -> Source:
-        # The other processes are neither shown nor stopped here: the first one goes on, and waits for them.
-        progress = watched if first else None
-        return LatentCache.open_or_build(path, source, experiment.autoencoder, progress, verify=first)
+    store = experiment.recipe.latents.build()
+    with _told(watched):
+        return LatentCache.open_or_build(path, source, experiment.autoencoder, watched, store=store)
 
-    built = _first(watched, act)
-    return act(first=False) if built is None else built
+
+@contextmanager
+def _told(watched: Watched) -> Iterator[None]:
+    """Say what an interruption leaves, and leave the terminal."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if watched.display is not None:
+            stop.add_note(f"interrupted: {watched.title} {watched.lost}")
+        raise
+    finally:
+        watched.close()
 
 
 def _first(watched: Watched, act: Callable[[], T]) -> T | None:
@@ -189,15 +204,10 @@ def _first(watched: Watched, act: Callable[[], T]) -> T | None:
 
     def act_or_stop() -> T | Stopped:
         try:
-            return act()
+            with _told(watched):
+                return act()
         except Stopped as stopped:  # no failure, and the other processes are to know why
             return stopped
-        except KeyboardInterrupt as stop:
-            if watched.display is not None:
-                stop.add_note(f"interrupted: {watched.title} {watched.lost}")
-            raise
-        finally:
-            watched.close()
 
     done = parallel.first(act_or_stop)
     reason = parallel.broadcast(done.reason if isinstance(done, Stopped) else None)

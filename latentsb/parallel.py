@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ __all__ = [
     "rank",
     "rows",
     "sum_flat",
+    "together",
     "world",
 ]
 
@@ -193,3 +194,35 @@ def first(act: Callable[[], T]) -> T | None:
         mirrored.exit_code = told[1]
         raise mirrored
     return result
+
+
+def together(act: Callable[[], T]) -> T:
+    """Run something in every process; each waits for the others and learns of their failures.
+
+    Returns:
+        What it returned, where all succeeded.
+
+    Raises:
+        Exception: its own, or the first of the others': an error with its text, or what else ended it.
+    """
+    if world() == 1:
+        return act()
+    result: T | None = None
+    failure: Exception | None = None
+    try:
+        result = act()
+    except Exception as error:
+        failure = error
+    told = (str(failure), getattr(failure, "exit_code", 1)) if isinstance(failure, Error) else failure
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, told)
+    if failure is not None:
+        raise failure
+    for number, other in enumerate(found):
+        if isinstance(other, Exception):
+            raise other
+        if other is not None:
+            mirrored = Error(f"in process {number}: {other[0]}")
+            mirrored.exit_code = other[1]
+            raise mirrored
+    return cast("T", result)

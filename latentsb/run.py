@@ -336,7 +336,7 @@ class Run:
             (self.path / name).unlink(missing_ok=True)
         folders = [IMPORTS, "nan_report", "tensorboard"]
         heads = {key.partition(".")[0] for key in self.recipe.differences(stored)} if stored else {"data"}
-        if heads & {"data", "held_out", "autoencoder", "seed", "imports"}:
+        if heads & {"data", "held_out", "autoencoder", "latents", "seed", "imports"}:
             folders += LATENTS
         for name in folders:
             shutil.rmtree(self.path / name, ignore_errors=True)

@@ -1,10 +1,12 @@
-"""Arrays on disk, cut into `.npy` files: written in one go, read by rows."""
+"""Arrays on disk, cut into `.npy` files: written in one go or place by place, read by rows."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -13,7 +15,7 @@ import numpy as np
 
 from latentsb.disk import Disk
 
-__all__ = ["ShardWriter", "Shards"]
+__all__ = ["ShardPlaces", "ShardWriter", "Shards"]
 
 SHARD_BYTES = 1 << 30
 
@@ -69,10 +71,7 @@ class ShardWriter:
     def _begin(self) -> None:
         self._hash = hashlib.sha256()
         self._file = open(self._path, "wb")
-        header = np.lib.format.header_data_from_array_1_0(np.empty((0, *self.shape), self.dtype))
-        header["shape"] = (min(self.rows, self.count - self._done), *self.shape)
-        writer = _Tee(self._file, self._hash)
-        np.lib.format.write_array_header_1_0(writer, header)
+        self._put(_header((min(self.rows, self.count - self._done), *self.shape), self.dtype))
 
     @property
     def _path(self) -> Path:
@@ -80,7 +79,8 @@ class ShardWriter:
 
     def _put(self, data: bytes) -> None:
         assert self._file is not None
-        _Tee(self._file, self._hash).write(data)
+        self._hash.update(data)
+        self._file.write(data)
 
     def _end(self) -> None:
         assert self._file is not None
@@ -90,15 +90,101 @@ class ShardWriter:
         self.digests[path.name] = self._hash.hexdigest()
 
 
-class _Tee:
-    """What is written is hashed too."""
+class ShardPlaces:
+    """Files of an array in which every row has its place; rows are written in any order, by any process.
 
-    def __init__(self, file: IO[bytes], digest: hashlib._Hash) -> None:
-        self.file, self.digest = file, digest
+    Once all rows are written, the files are those of a `ShardWriter`, to the byte.
 
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
+    Args:
+        folder: that exists.
+        name: of the array; the files are `name-00000.npy` and so on.
+        count: rows in all.
+        shape: of one row.
+        dtype: of the numbers.
+        shard_bytes: size that no file exceeds, unless one row does.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        count: int,
+        shape: Sequence[int],
+        dtype: np.dtype,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self.count, self.shape, self.dtype = count, tuple(shape), dtype
+        self.rows = rows_per_shard(shape, dtype, shard_bytes)
+        self.row_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self.paths = [folder / f"{name}-{k:05d}.npy" for k in range(-(-count // self.rows))]
+
+    def create(self) -> None:
+        """Make the files, of zeros, at their full size; what they hold stays where they are there."""
+        for k, path in enumerate(self.paths):
+            head = self._header(k)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                _write(handle, head, 0)
+                os.ftruncate(handle, len(head) + self._within(k) * self.row_bytes)
+            finally:
+                os.close(handle)
+
+    def write(self, first: int, rows: np.ndarray) -> bytes:
+        """Write rows from a position on; returns their bytes."""
+        data = np.ascontiguousarray(rows, dtype=self.dtype).tobytes()
+        for k, offset, part in self._parts(first, len(rows)):
+            handle = os.open(self.paths[k], os.O_WRONLY)
+            try:
+                _write(handle, data[part], offset)
+            finally:
+                os.close(handle)
+        return data
+
+    def read(self, first: int, last: int) -> bytes:
+        """Bytes of the rows from one position up to another; fewer where a file is short or gone."""
+        found = b""
+        for k, offset, part in self._parts(first, last - first):
+            with contextlib.suppress(FileNotFoundError), self.paths[k].open("rb") as file:
+                file.seek(offset)
+                found += file.read(part.stop - part.start)
+        return found
+
+    def files(self, first: int, last: int) -> set[Path]:
+        """Those in which these rows lie."""
+        return {self.paths[k] for k, _, _ in self._parts(first, last - first)}
+
+    def _within(self, k: int) -> int:
+        return min(self.rows, self.count - k * self.rows)
+
+    def _header(self, k: int) -> bytes:
+        return _header((self._within(k), *self.shape), self.dtype)
+
+    def _parts(self, first: int, count: int) -> Iterator[tuple[int, int, slice]]:
+        """File, offset in it and part of the bytes for rows that follow each other."""
+        done = 0
+        while done < count:
+            k, row = divmod(first + done, self.rows)
+            n = min(self.rows - row, count - done)
+            part = slice(done * self.row_bytes, (done + n) * self.row_bytes)
+            yield k, len(self._header(k)) + row * self.row_bytes, part
+            done += n
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """The head of an `.npy` file."""
+    header = np.lib.format.header_data_from_array_1_0(np.empty((0, *shape[1:]), dtype))
+    header["shape"] = shape
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, header)
+    return head.getvalue()
+
+
+def _write(handle: int, data: bytes, offset: int) -> None:
+    """Write all bytes at a place; a write near a limit may be short, the next one then says why."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(handle, view, offset)
+        view, offset = view[done:], offset + done
 
 
 def rows_per_shard(shape: Sequence[int], dtype: np.dtype, shard_bytes: int = SHARD_BYTES) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from latentsb.errors import CacheError, DataError, DiskError
 from latentsb.normalisers import Channel
 from latentsb.randomness import Draws
 from latentsb.shards import Shards, ShardWriter
+from latentsb.stores import Auto
 from latentsb.tensors import Batch, Spec
 from latentsb.trainable import Loss
 
@@ -146,7 +148,7 @@ def test_other_ends_are_cached_and_read_alone(tmp_path: Path) -> None:
 def test_posterior_samples_belong_to_seed_and_position(tmp_path: Path) -> None:
     data = source(400, flip=False)
     encoder = codec(data)
-    cache = built(tmp_path / "c", data, encoder, sample=True)
+    cache = built(tmp_path / "c", data, encoder, store=Auto(posterior=True))
 
     def noise(seed: int, rows: list[int], seen: int = 0) -> Tensor:
         batch = Stream(cache, seed, 400, rows).batch(seen)
@@ -172,11 +174,11 @@ def test_posterior_samples_belong_to_seed_and_position(tmp_path: Path) -> None:
 
 def test_means_of_a_sampled_cache_may_be_read_alone_but_not_the_reverse(tmp_path: Path) -> None:
     data = source(flip=False)
-    built(tmp_path / "a", data, codec(data), sample=True)
+    built(tmp_path / "a", data, codec(data), store=Auto(posterior=True))
     assert len(built(tmp_path / "a", data, codec(data))) == N
     built(tmp_path / "b", data, codec(data))
     with pytest.raises(CacheError, match="written with std = False, this recipe has True"):
-        built(tmp_path / "b", data, codec(data), sample=True)
+        built(tmp_path / "b", data, codec(data), store=Auto(posterior=True))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_a_killed_build_leaves_nothing_that_looks_valid(tmp_path: Path) -> None:
     assert not (tmp_path / ".c.building").exists()
 
 
-def test_a_failed_build_cleans_up_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_says_why_and_keeps_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = source()
 
     def stop(done: int, total: int) -> None:
@@ -283,8 +285,12 @@ def test_a_failed_build_cleans_up_and_says_why(tmp_path: Path, monkeypatch: pyte
 
     with pytest.raises(DiskError, match="No space left"):
         built(tmp_path / "c", data, codec(data), progress=stop)
-    assert [p.name for p in tmp_path.iterdir()] == [".c.lock"]
-    with pytest.raises(DataError, match=r"not finite as torch\.float16"):
+    assert {p.name for p in tmp_path.iterdir()} == {".c.lock", ".c.building"}
+    told: list[int] = []
+    built(tmp_path / "c", data, codec(data), progress=lambda done, total: told.append(done))
+    assert told[:2] == [24, 32]
+    shutil.rmtree(tmp_path / "c")
+    with pytest.raises(DataError, match="not finite as float16"):
         built(tmp_path / "c", data, codec(data, weights=(1e6, 1.0)))
     assert [p.name for p in tmp_path.iterdir()] == [".c.lock"]
     monkeypatch.setattr(Disk, "free", lambda self, path: 100)

@@ -36,6 +36,8 @@ PARTS = {
     "bridge": ("latentsb.bridge", "Bridge"),
     "solver": ("latentsb.solvers.base", "Solver"),
 }
+STORE = ("latentsb.stores", "Store")
+NO_DATA = "none"
 DEFAULT_PARTS = {"autoencoder": "identity", "solver": "heun"}
 SECTIONS = (
     "extends",
@@ -46,6 +48,7 @@ SECTIONS = (
     "data",
     "held_out",
     "autoencoder",
+    "latents",
     "bridge",
     "solver",
     "conditions",
@@ -73,6 +76,7 @@ class Recipe:
         conditions: which of the data's conditions (`label`, `attributes`) the bridge is given; none by default.
         stages: trainings in their order.
         preview: the picture that shows how training goes.
+        latents: how the cache keeps them.
         held_out: samples of the data that are kept from training: how many (from 1 on), which share (below 1), or
             other data of the same form; None for none.
         imports: files and modules that were imported for it.
@@ -93,6 +97,7 @@ class Recipe:
     train: TrainSettings
     stages: tuple[Stage, ...]
     preview: Preview
+    latents: Part
     held_out: float | Part | None = None
     imports: tuple[Path | str, ...] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
@@ -150,9 +155,10 @@ class Recipe:
             "about": self.about,
             "imports": [plain(target) for target in self.imports],
             "seed": self.seed,
-            "data": self.data.plain(),
+            **({} if self.data.name == NO_DATA else {"data": self.data.plain()}),
             "held_out": plain(self.held_out.plain() if isinstance(self.held_out, Part) else self.held_out),
             **{name: part.plain() for name, part in self.parts.items() if name != "data"},
+            "latents": self.latents.plain(),
             "conditions": list(self.conditions),
             "train": plain(self.train),
             "stages": [{"train": stage.train, **stage.changes} for stage in self.stages],
@@ -209,7 +215,7 @@ def _bind(source: Source, overrides: tuple[str, ...], more: Iterable[str | Path]
     assert isinstance(tree.value, dict)
     top = tree.value
     fixed = _sections(binder, top, tree.where, source.name)
-    inside = (*PARTS, "held_out")
+    inside = (*PARTS, "held_out", "latents")
     inside_parts = any(text.removeprefix("~").partition("=")[0].split(".")[0] in inside for text in overrides)
     if not imports and not inside_parts:
         _unknown_words(binder, top)
@@ -238,6 +244,8 @@ def _sections(binder: Binder, top: Mapping[str, Node], where: str, name: str) ->
             fault = "cannot be given here" if key in SECTIONS else f"unknown section.{hint}"
             binder.tell(node.place, key, fault)
     for key in PARTS:
+        if key == "data" and _target(top) is not None:
+            continue
         close = any(f"'{key}'" in nearest(other, SECTIONS) for other in top if other not in SECTIONS)
         if key not in top and key not in DEFAULT_PARTS and not close:
             binder.tell(where, key, f"missing section; expected the name of a {key}, or a mapping with 'name'")
@@ -335,11 +343,35 @@ def _bind_parts(binder: Binder, top: Mapping[str, Node], left_out: Set[str]) -> 
             node = Node(DEFAULT_PARTS[kind], f"default {kind}")
         default = part_of(REGISTRIES[kind][DEFAULT_PARTS[kind]], base, path=kind) if kind in left_out else None
         parts[kind] = binder.part(base, node, kind, default=default)
+    store = getattr(importlib.import_module(STORE[0]), STORE[1])
+    usual = part_of(REGISTRIES["store"]["auto"], store, path="latents")
+    parts["latents"] = binder.part(store, top.get("latents", Node({}, "")), "latents", default=usual)
+    if "data" not in top and parts.get("bridge") is not None:
+        parts["data"] = _without_data(binder, parts["bridge"], _target(top))
     node = top.get("held_out")
     if node is not None and isinstance(node.value, (dict, str)):
         module, name = PARTS["data"]
         parts["held_out"] = binder.part(getattr(importlib.import_module(module), name), node, "held_out")
     return parts
+
+
+def _target(top: Mapping[str, Node]) -> Node | None:
+    """What stands under `bridge.target`: a density, beside which a recipe needs no data."""
+    bridge = top.get("bridge")
+    return bridge.value.get("target") if bridge is not None and isinstance(bridge.value, dict) else None
+
+
+def _without_data(binder: Binder, bridge: Part, node: Node | None) -> Part | None:
+    """The source without samples of the law that a bridge finds under `target`."""
+    from latentsb.data.none import WithoutData
+    from latentsb.laws import Law
+
+    law = bridge.arguments.get("target")
+    if isinstance(law, Part) and issubclass(law.cls, Law):
+        return Part("data", NO_DATA, WithoutData, {"law": law}, key="data")
+    where = node.place if node is not None else ""
+    binder.tell(where, "data", "missing section; only a bridge whose target is a density needs no data")
+    return None
 
 
 def _share(binder: Binder, node: Node | None) -> float | None:

@@ -55,6 +55,7 @@ def recipe_schema(imports: Iterable[str | Path] = ()) -> Schema:
         "about": {"type": "string", "description": "one line for `latentsb list recipes`"},
         "seed": {**adapter(Seed).json_schema(), "default": 0},
         **{kind: {"$ref": f"#/$defs/{kind}"} for kind in PARTS},
+        "latents": {"$ref": "#/$defs/store", "description": "how the cache keeps latents"},
         "conditions": {**TEXTS, "description": "conditions of the data that the bridge is given; none by default"},
         "held_out": {
             "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"$ref": "#/$defs/data"}, {"type": "null"}],

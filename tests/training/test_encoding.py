@@ -1,4 +1,4 @@
-"""Encoding the data before a bridge is trained: it says how far it is, and stops within a batch leaving nothing."""
+"""Encoding the data before a bridge is trained: it says how far it is, stops within a batch, and goes on from there."""
 
 import os
 import re
@@ -55,12 +55,13 @@ def test_a_signal_ends_it_within_a_batch(tmp_path, train, digests, losses, at_ba
     assert (outcome.reason, outcome.exit_code, outcome.step) == (name, code, 1)
     assert len(seen) == batch + 1
     err = capsys.readouterr().err
-    assert f"{told.format(name)}; none are kept, the same command encodes from the start\n" in err
+    assert f"{told.format(name)}; what is encoded is kept, the same command goes on\n" in err
     kept = {p.name for p in run.path.iterdir() if "latents" in p.name and not p.name.endswith(".lock")}
-    assert kept == ({"latents"} if batch == 27 else set())
+    assert kept == ({"latents", ".latents-held-out.building"} if batch == 27 else {".latents.building"})
     assert run.checkpoint().state["stage"] == 0
     again, outcome = train(tmp_path / "parts", text=CODED)
     assert outcome.reason is None
+    assert f"images, going on after {told.split('after ')[1].split()[0]} …\n" in capsys.readouterr().err
     whole, _ = train(tmp_path / "whole", text=CODED)
     assert digests(again) == digests(whole)
     assert losses(again) == losses(whole)
@@ -72,15 +73,15 @@ def test_so_does_a_time_limit(tmp_path, train, capsys):
     assert (outcome.reason, outcome.exit_code) == ("time", 0)
     err = capsys.readouterr().err
     assert "encoding: stopped by time after 0 of 1,697 images" in err
-    assert "the same max_time ends it again: give it a longer one\n" in err
-    assert not (run.path / "latents").exists()
+    assert "what is encoded is kept, the same command goes on\n" in err
+    assert [p.name for p in run.path.glob(".latents*")] == [".latents.lock"]
 
 
 def test_a_limit_that_is_too_short_is_told_what_would_do(capsys, monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
     signals = SimpleNamespace(reason=lambda: "time" if clock.now > 70 else None)
-    watched = Watched("encoding", signals)
+    watched = Watched("fitting the normaliser", signals, brief=True)
     watched(0, 2000)
     clock.now = 71.0
     with pytest.raises(Stopped):
@@ -121,9 +122,9 @@ def test_elsewhere_ctrl_c_says_what_it_costs(tmp_path, train, at_batch):
     with pytest.raises(KeyboardInterrupt) as caught:
         latents.latents_of(tmp_path, experiment)
     assert caught.value.__notes__ == [
-        "interrupted: encoding after 64 of 1,697 images; none are kept, the same command encodes from the start"
+        "interrupted: encoding after 64 of 1,697 images; what is encoded is kept, the same command goes on"
     ]
-    assert not (tmp_path / ".latents.building").exists()
+    assert (tmp_path / ".latents.building").exists()
 
 
 def test_off_a_terminal_it_tells_the_beginning_a_line_now_and_then_and_the_end(capsys, monkeypatch):
