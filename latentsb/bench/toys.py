@@ -27,7 +27,18 @@ from latentsb.solvers.sde import EulerMaruyama
 from latentsb.tensors import Batch, Condition
 from latentsb.translate import direction
 
-__all__ = ["ABOUT", "COLUMNS", "PROBLEMS", "ToyBench", "drift_error", "figures_of", "paths_of", "rows", "wasserstein"]
+__all__ = [
+    "ABOUT",
+    "COLUMNS",
+    "PROBLEMS",
+    "ToyBench",
+    "codes_of",
+    "drift_error",
+    "figures_of",
+    "paths_of",
+    "rows",
+    "wasserstein",
+]
 
 ABOUT = "laws in the plane: W2 of the results from the law, mean squared way, energy, and error of the drift"
 PROBLEMS = ("gaussian-moons", "gaussian-swissroll", "gaussian-eight_gaussians", "moons-eight_gaussians")
@@ -80,8 +91,12 @@ class ToyBench:
         source, target = problem.split("-")
         n = str(self.points)
         own = {"X0": data_of(target, n, str(2 * seed)), "X1": data_of(source, n, str(2 * seed + 1))}
+        return own | self.words(2)
+
+    def words(self, dim: int) -> dict[str, Any]:
+        """What the words of a method stand for, on vectors of `dim` numbers."""
         budget: dict[str, Any] = {"steps": self.steps, "images": self.images, "turns": self.turns, "width": self.width}
-        return own | words(dim=2, sigma=self.sigma, components=50, towards="x0", **budget)
+        return words(dim=dim, sigma=self.sigma, components=50, towards="x0", **budget)
 
     @cache  # noqa: B019 - benches are few and live as long as the command
     def truth(self, problem: str) -> GridBridge:
@@ -181,6 +196,13 @@ def paths_of(bridge: Bridge, solver: Solver, x1: Tensor, seed: int) -> list[Stat
     states: list[State] = []
     solver.run(bridge, bridge.start(batch, draws.fork("start")), draws.fork("solve"), "x0", states.append)
     return states
+
+
+def codes_of(bridge: Bridge, solver: Solver, x0: Tensor, seed: int) -> Tensor:
+    """Where trajectories from x0 towards x1 end, float64."""
+    draws = Draws.block(seed, "bench codes", 0, len(x0))
+    start = bridge.start(Batch(torch.arange(len(x0)), x0=x0.to(bridge.ends.spec.dtype)), draws.fork("start"), "x1")
+    return solver.run(bridge, start, draws.fork("solve"), "x1").x.double()
 
 
 def wasserstein(x: Tensor, y: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The commands of `latentsb bench`: methods beside exact answers, with seeds, standard errors and floors."""
+"""The commands of `latentsb bench`: methods beside exact answers with seeds and floors, and autoencoders."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latentsb.cli.runs import DeviceOption
 from latentsb.errors import Problem, RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ WidthOption = Annotated[int, typer.Option(min=1, help="Of the networks.")]
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
     bench = typer.Typer(
-        help="Methods beside exact answers: gaussian, eot, toys2d, kaba, epsilon.", no_args_is_help=True
+        help="Methods beside exact answers: gaussian, eot, toys2d, kaba, epsilon; and autoencoders side by side.",
+        no_args_is_help=True,
     )
-    for command in (gaussian, eot, toys2d, kaba, epsilon):
+    for command in (gaussian, eot, toys2d, kaba, epsilon, autoencoders):
         bench.command()(command)
     app.add_typer(bench, name="bench")
 
@@ -142,7 +144,7 @@ def toys2d(
 def kaba(
     methods: MethodsOption = None,
     recipe: RecipeOption = None,
-    laws: Annotated[str, typer.Option(help="Of x0: moons, swissroll, eight_gaussians.")] = "moons",
+    laws: Annotated[str, typer.Option(help="Of x0: moons, swissroll, eight_gaussians, digits (latents).")] = "moons",
     seeds: SeedsOption = "1-3",
     images: ImagesOption = None,
     sigma: SigmaOption = 1.0,
@@ -185,10 +187,44 @@ def epsilon(
         typer.echo(f"picture: {draw(output, columns)}")
 
 
-def show(
-    rows: Iterator[Row], columns: Sequence[Column], about: str, protocol: dict[str, Any], output: Path | None
+def autoencoders(
+    autoencoder: Annotated[
+        list[str] | None,
+        typer.Argument(help="Words, fragments such as '{name: kl, weights: ./vae}', or folders of runs; all, if none."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A recipe, or a fragment such as digits; two photographs in tiles, if none.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, help="Pixels of a side of these tiles.")] = 64,
+    images: Annotated[int, typer.Option("-n", "--images", min=2, help="That are encoded and decoded.")] = 50,
+    seeds: SeedsOption = "0",
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
+    device: DeviceOption = None,
+    output: OutputOption = None,
 ) -> None:
-    """Print a table for each problem as soon as its rows are there; write all of them so far after each row."""
+    """Autoencoders on real images: what they keep, what their latents are like, what they cost."""
+    from latentsb.bench.autoencoders import ABOUT, KEPT, LATENTS, AutoencoderBench, asked, data_of, known, rows
+
+    whole_seeds = whole("--seeds", seeds, least=0)
+    found = data_of(data, size)
+    chosen = known() if not autoencoder else [asked(text) for text in autoencoder]
+    setting = AutoencoderBench(images=images, batch=batch, device=device)
+    made = rows(setting, chosen, found, whole_seeds, lambda line: typer.echo(line, err=True))
+    show(made, KEPT, ABOUT, {**asdict(setting), "data": found.identity}, output, LATENTS)
+
+
+def show(
+    rows: Iterator[Row],
+    columns: Sequence[Column],
+    about: str,
+    protocol: dict[str, Any],
+    output: Path | None,
+    *more: Sequence[Column],
+) -> None:
+    """Print a table for each problem as soon as its rows are there; write all of them so far after each row.
+
+    With `more` columns the same rows are printed again with those.
+    """
     from latentsb.bench.tables import contents
     from latentsb.outputs import write_json
 
@@ -198,22 +234,30 @@ def show(
     typer.echo(about)
     for row in rows:
         if done and done[-1].case != row.case:
-            print_case([r for r in done if r.case == done[-1].case], columns)
+            print_case([r for r in done if r.case == done[-1].case], columns, *more)
         done.append(row)
         typer.echo(f"{row.case}: {row.name} done", err=True)
         if output is not None:
             write_json(output, contents(about, protocol, done))
     if done:
-        print_case([r for r in done if r.case == done[-1].case], columns)
+        print_case([r for r in done if r.case == done[-1].case], columns, *more)
     if output is not None:
         typer.echo(f"written to {output}")
 
 
-def print_case(rows: Sequence[Row], columns: Sequence[Column]) -> None:
-    """One table: mean ± standard error over seeds."""
+def print_case(rows: Sequence[Row], *tables: Sequence[Column]) -> None:
+    """A table for each set of columns: mean ± standard error over seeds."""
+    for columns in tables:
+        print_table([row for row in rows if any(c.key in {*row.figures, *row.notes} for c in columns)], columns)
+
+
+def print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
+    """One table."""
     from latentsb.cli.console import console, table
 
-    used = [column for column in columns if any(column.key in row.figures for row in rows)]
+    if not rows:
+        return
+    used = [column for column in columns if any(column.key in {*row.figures, *row.notes} for row in rows)]
     counts = sorted({len(row.seeds) for row in rows if row.seeds})
     seeds = "" if not counts else ", 1 seed" if counts[-1] == 1 else f", {counts[-1]} seeds, mean ± standard error"
     shown = table(f"{rows[0].case}{seeds}", "", *(column.head for column in used))
