@@ -147,6 +147,7 @@ class Tiny(Autoencoder):
     """
 
     trained = True
+    any_size = True
     word: ClassVar[str]
     factor: ClassVar[int]
 

@@ -26,6 +26,7 @@ class Identity(Autoencoder):
     trained = True
     latent_dtype = torch.float32
     bounded = False
+    any_size = True
     is_identity = True
     cached = False
 

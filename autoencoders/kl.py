@@ -86,6 +86,7 @@ class KL(Foldered):
     """
 
     word, kind, shape = "kl", "AutoencoderKL", tuple(NEW)
+    any_size = True
     tiles = "approximate"
 
     def __init__(

@@ -56,6 +56,7 @@ class Autoencoder(Trainable):
         is_identity: raw latents are the samples themselves, so that nothing is gained by caching them.
         cached: raw latents are kept on disk; without, they are computed from the samples as these are read, on the CPU
             and without weights, because that costs less than reading them.
+        any_size: its weights do not depend on the sides of an image, so that it takes other ones than it was built for.
         tiles: what tiles are to it; a class for which they are not refused takes the key `tiling` and hands it on.
         untiled: why tiles are refused, where they are.
         tiling: how large images are cut into tiles, outside of training; None: not at all.
@@ -70,6 +71,7 @@ class Autoencoder(Trainable):
     bounded: bool = True
     is_identity: bool = False
     cached: bool = True
+    any_size: bool = False
     tiles: Tiles = "refused"
     untiled: str = "nothing would be gained"
     tiling: Tiling | None = None

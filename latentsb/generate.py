@@ -45,7 +45,7 @@ def sample(
     cond: Condition | None = None,
     solver: Solver | None = None,
     guidance: float = 1.0,
-    batch: int = ROWS,
+    batch: int | None = None,
     progress: Progress | None = None,
 ) -> Samples:
     """Draw one sample per seed.
@@ -60,7 +60,8 @@ def sample(
         cond: conditions, one row per seed, in place of a label; what the bridge knows and `cond` lacks is absent.
         solver: another solver than the recipe's.
         guidance: classifier-free guidance scale; 1 is none.
-        batch: samples at a time; changes results by rounding only.
+        batch: samples at a time; changes results by rounding only; 16 of 3×256×256, at most 256 of smaller ones, if
+            None.
         progress: called with the number of samples just finished.
 
     Raises:
@@ -78,7 +79,7 @@ def sample(
     if guidance != 1.0:
         bridge = Guided(bridge, scale=guidance)
     parts: list[Samples] = []
-    for rows in blocks(len(seeds), batch):
+    for rows in blocks(len(seeds), batch or together(experiment.autoencoder.images.numel)):
         chosen = tuple(seeds[rows])
         draws = Draws.seeds(chosen)
         x1 = None if start.x1 is None else start.x1[rows]

@@ -97,6 +97,11 @@ class Gaussian(Sampled, Density):
                 raise ArgumentError("cov", f"needs {spec.numel} rows and columns for shape {spec.shape}")
             self.root = _root(torch.tensor(cov, dtype=torch.float64))
 
+    @property
+    def standard(self) -> bool:
+        """Whether mean and covariance are those of a standard normal law."""
+        return self.root is None and not bool(self.mean.any())
+
     def sample(self, n: int, draws: Draws, cond: Condition | None = None) -> Tensor:
         """Draw n samples, shape (n, *spec.shape), float32 on the CPU; `cond` has no effect."""
         if self.root is None:

@@ -19,9 +19,10 @@ from latentsb.autoencoder import Autoencoder
 from latentsb.disk import disk_error, write_text
 from latentsb.errors import DataError
 from latentsb.experiment import Experiment
-from latentsb.generate import ROWS, labels_of, partners, sample
+from latentsb.generate import labels_of, partners, sample, together
 from latentsb.pictures import from_uint8, save_image, show
 from latentsb.registry import describe
+from latentsb.resized import is_resized, positions_of
 from latentsb.results import ACROSS, SHOWN, Samples
 from latentsb.run import Run
 from latentsb.solvers.base import Solver
@@ -88,7 +89,7 @@ def sample_folder(
     solver: Solver | None = None,
     guidance: float = 1.0,
     label: int | None = None,
-    batch: int = ROWS,
+    batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SampleFolder:
     """Draw samples `seed … seed + n − 1` into a folder, one PNG each, or all in one `samples.npz`.
@@ -103,7 +104,8 @@ def sample_folder(
         DiskError: if it cannot be written.
     """
     solver = solver or experiment.solver
-    asked = {"solver": describe(solver), "guidance": guidance, "label": label}
+    batch = batch or together(experiment.autoencoder.images.numel)
+    asked = {"solver": describe(solver), "guidance": guidance, "label": label} | shape_of(experiment)
     labels_of(experiment.bridge, (), label)
     folder = folder or run.path / "samples" / folder_name(experiment, asked)
     facts = protocol(run, experiment, **asked, seed=seed)
@@ -137,6 +139,18 @@ def sample_folder(
     return SampleFolder(folder, samples, len(missing), content, shown)
 
 
+def shape_of(experiment: Experiment) -> dict[str, Any]:
+    """Size and positions where they are not the trained ones, and tiles where images are decoded in them."""
+    autoencoder = experiment.autoencoder
+    other = is_resized(experiment)
+    in_tiles = autoencoder.tiling is not None and autoencoder.tiling.splits(autoencoder.latent.shape, autoencoder.cell)
+    return {
+        "size": list(autoencoder.images.shape[1:]) if other else None,
+        "positions": describe(positions_of(experiment)) if other else None,
+        "tiling": describe(autoencoder.tiling) if in_tiles else None,
+    }
+
+
 def folder_name(experiment: Experiment, asked: Mapping[str, Any]) -> str:
     """A name that differs where protocols do: the step, and whatever is not the run's own way of sampling."""
     name = f"step-{experiment.step:09d}"
@@ -146,6 +160,10 @@ def folder_name(experiment: Experiment, asked: Mapping[str, Any]) -> str:
         name += f"-label-{asked['label']}"
     if asked["guidance"] != 1.0:
         name += f"-guidance-{asked['guidance']:g}"
+    if asked["size"] is not None:
+        name += "-" + "x".join(map(str, asked["size"]))
+    if asked["positions"] is not None:
+        name += f"-{asked['positions']['name']}"
     if asked["solver"] != describe(experiment.solver):
         text = json.dumps(asked["solver"], sort_keys=True, default=str)
         name += f"-{asked['solver']['name']}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

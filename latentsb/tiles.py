@@ -54,7 +54,7 @@ class Tiling:
         overlap: of neighbours, in pixels, at most half of `size`. Both are rounded down to the autoencoder's factor.
 
     Raises:
-        ArgumentError: if more than two tiles would meet along a side.
+        ArgumentError: if more than half of a tile would be shared.
     """
 
     size: Count = 384

@@ -62,7 +62,16 @@ def sample(
     label: Annotated[int | None, typer.Option(help="Class, for class-conditional runs; all in turn if none.")] = None,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale; 1 is none.")] = 1.0,
     output: Annotated[Path | None, typer.Option(help="Folder; inside the run if none.")] = None,
-    batch: BatchOption = 256,
+    size: Annotated[
+        str | None, typer.Option(metavar="N|HxW", help="Height and width of the images, if not as trained.")
+    ] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Of a dit at another size (latentsb list positions), if not as its recipe says.")
+    ] = None,
+    tiles: Annotated[
+        int | None, typer.Option(min=0, help="Decode in tiles of so many pixels; 0: whole; as the recipe says if none.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples at a time; fewer of large images if none.")] = None,
     weights: WeightsOption = Weights.ema,
     device: DeviceOption = None,
     attention: AttentionOption = Backend.auto,
@@ -72,6 +81,8 @@ def sample(
 
     opened, experiment = load(run, weights, device, attention)
     solver = solver_of(opened, settings)
+    with arguments():
+        shaped(experiment, size, positions, tiles)
     with bar("sampling", n) as advance, arguments():
         made = sample_folder(
             opened,
@@ -135,6 +146,36 @@ def report(
     from latentsb.run import Run
 
     typer.echo(f"report: {write_report(Run.open(run), output)}")
+
+
+def shaped(experiment: Experiment, size: str | None, positions: str | None, tiles: int | None) -> None:
+    """Bring a loaded experiment to another size, other positions, other tiles, where these are asked for.
+
+    Raises:
+        ArgumentError: if one of them does not fit.
+    """
+    from latentsb.networks.positions import POSITIONS
+    from latentsb.resized import resized
+    from latentsb.tiles import Tiling
+
+    if size is not None or positions is not None:
+        asked = None if size is None else sides_of(size)
+        resized(experiment, asked, None if positions is None else POSITIONS[positions]())
+    if tiles is not None:
+        tiling = Tiling(size=tiles, overlap=min(Tiling().overlap, tiles // 2)) if tiles else None
+        experiment.autoencoder.use_tiling(tiling)
+
+
+def sides_of(text: str) -> tuple[int, int]:
+    """`1024` or `768x1024`, height first.
+
+    Raises:
+        ArgumentError: if it is neither.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise ArgumentError("size", f"found '{text}', expected one side as 1024, or height and width as 768x1024")
+    return int(sides[0]), int(sides[-1])
 
 
 def load(path: Path, weights: Weights, device: str | None, attention: Backend) -> tuple[Run, Experiment]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from latentsb.networks.positions import Positions
 from latentsb.registry import Registry
 from latentsb.tensors import Condition, Spec
 
@@ -24,7 +25,15 @@ class Network(nn.Module, ABC):
         x: shape of the state.
         cond: shapes of the conditions that this network shall use, by name.
         out: shape of the prediction; that of x if None.
+
+    Attributes:
+        stride: it takes states of any sides that are multiples of this; None: of the sides alone that it was made for,
+            as a layer over all places or a learned table of positions has it.
+        positions: how its positions continue at another size; None where it has none.
     """
+
+    stride: int | None = None
+    positions: Positions | None = None
 
     def __init__(self, x: Spec, cond: Mapping[str, Spec] | None = None, out: Spec | None = None) -> None:
         super().__init__()

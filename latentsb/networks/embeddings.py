@@ -13,11 +13,14 @@ from latentsb.errors import ArgumentError
 from latentsb.tensors import Condition, Spec
 
 __all__ = [
+    "FAR",
+    "THETA",
     "Conditioning",
     "LabelEmbedding",
     "OrNull",
     "TimeEmbedding",
     "VectorEmbedding",
+    "axial_angles",
     "grid_positions",
     "position_features",
     "rotary_table",
@@ -26,7 +29,8 @@ __all__ = [
 ]
 
 LONGEST, SHORTEST = 64.0, 1 / 16
-THETA = 100.0
+THETA, FAR = 100.0, 10_000.0
+"""Bases of the rotary angles and of the features of absolute positions."""
 
 
 def time_features(t: Tensor, n: int) -> Tensor:
@@ -207,7 +211,22 @@ def grid_positions(height: int, width: int, reference: tuple[int, int], device: 
     return torch.stack([rows.flatten(), columns.flatten()], dim=-1)
 
 
-def rotary_table(positions: Tensor, dim: int) -> Tensor:
+def axial_angles(positions: Tensor, count: int, bases: tuple[float, float]) -> Tensor:
+    """`p θ^(−k/K)`, k = 0 … K−1, of rows and of columns.
+
+    Args:
+        positions: shape (N, 2).
+        count: K.
+        bases: θ of rows and of columns.
+
+    Returns:
+        Shape (N, 2, K).
+    """
+    k = torch.arange(count, device=positions.device, dtype=positions.dtype) / count
+    return positions[..., None] * torch.stack([base**-k for base in bases])
+
+
+def rotary_table(positions: Tensor, dim: int, bases: tuple[float, float] = (THETA, THETA)) -> Tensor:
     """Cosines and sines of the rotary angles; one half of the pairs turns with the row, one with the column.
 
     Angle `theta_k = p 100^(-k / (D/4))`, k = 0 … D/4-1, for each axis.
@@ -216,13 +235,12 @@ def rotary_table(positions: Tensor, dim: int) -> Tensor:
     Args:
         positions: shape (N, 2).
         dim: D, of one head; a multiple of four.
+        bases: in the place of 100, of rows and of columns.
 
     Returns:
         Shape (2, N, D/2).
     """
-    quarter = dim // 4
-    k = torch.arange(quarter, device=positions.device, dtype=positions.dtype) / quarter
-    angles = (positions[..., None] * THETA**-k).flatten(1)
+    angles = axial_angles(positions, dim // 4, bases).flatten(1)
     return torch.stack([angles.cos(), angles.sin()])
 
 
@@ -241,7 +259,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def position_features(positions: Tensor, width: int) -> Tensor:
+def position_features(positions: Tensor, width: int, bases: tuple[float, float] = (FAR, FAR)) -> Tensor:
     """Fixed cosines and sines of absolute positions, one half for rows and one for columns.
 
     Source: Vaswani et al. 2017, section 3.5, along two axes.
@@ -249,11 +267,10 @@ def position_features(positions: Tensor, width: int) -> Tensor:
     Args:
         positions: shape (N, 2).
         width: of the tokens; a multiple of four.
+        bases: θ of rows and of columns.
 
     Returns:
         Shape (N, width).
     """
-    quarter = width // 4
-    k = torch.arange(quarter, device=positions.device, dtype=positions.dtype) / quarter
-    angles = positions[..., None] * 10000.0**-k
+    angles = axial_angles(positions, width // 4, bases)
     return torch.cat([angles.cos(), angles.sin()], dim=-1).flatten(1)

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from latentsb.errors import ArgumentError
 from latentsb.networks.attention import Attention
 from latentsb.networks.base import NETWORKS, Network
-from latentsb.networks.embeddings import Conditioning, TimeEmbedding, grid_positions, position_features, rotary_table
+from latentsb.networks.embeddings import FAR, THETA, Conditioning, TimeEmbedding, position_features, rotary_table
+from latentsb.networks.positions import Interpolated, Positions
 from latentsb.ranges import Count, Fraction, Positive
 from latentsb.tensors import Condition, Spec
 
@@ -127,6 +128,7 @@ class Transformer(Network):
         mlp_ratio: feed-forward width over `width`, counted as that of a layer without gate with equal parameters.
         qk_norm: normalise queries and keys; steadier in bf16 and at high learning rates.
         dropout: probability on the residual branches.
+        positions: what becomes of positions at another size; without effect at the trained one.
 
     Raises:
         ArgumentError: if the shapes do not fit.
@@ -145,11 +147,14 @@ class Transformer(Network):
         mlp_ratio: Positive = 4.0,
         qk_norm: bool = False,
         dropout: Fraction = 0.0,
+        positions: Positions = Interpolated(),
     ) -> None:
         super().__init__(x, cond, out)
         _check_shapes(x, self.out_spec, patch)
         _check_heads(width, heads)
         self.patch, self.heads, self.checkpointing = patch, heads, False
+        self.stride = patch
+        self.positions: Positions = positions
         self.reference = (x.shape[1] // patch, x.shape[2] // patch)
         self.time = TimeEmbedding(width)
         self.conditioning = Conditioning(x, self.cond_spec, width)
@@ -170,11 +175,10 @@ class Transformer(Network):
         if x.shape[-2] % self.patch or x.shape[-1] % self.patch:
             raise ValueError(f"patch {self.patch} does not divide the size {x.shape[-2]}x{x.shape[-1]} of the state")
         grid = (x.shape[-2] // self.patch, x.shape[-1] // self.patch)
-        positions = grid_positions(*grid, self.reference, x.device)
         state = self.conditioning.concatenate(x.to(self.embed.weight.dtype), cond)
         h = self.embed(patchify(state, self.patch))
-        h = h + position_features(positions, h.shape[-1]).to(h.dtype)
-        rotary = rotary_table(positions, h.shape[-1] // self.heads)
+        features, rotary = self._places(grid, x.device)
+        h = h + features.to(h.dtype)
         c = self.time(t.expand(len(x)))
         vector = self.conditioning.vector(cond)
         c = F.silu(c if vector is None else c + vector)
@@ -186,6 +190,14 @@ class Transformer(Network):
         shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)
         tokens = self.head(_modulate(self.norm(h), shift, scale))
         return unpatchify(tokens, self.patch, grid).to(x.dtype)
+
+    def _places(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Features of absolute positions, added to the tokens, and the rotary table."""
+        places, width = self.positions.places(grid, self.reference, device), self.embed.out_features
+        dim = width // self.heads
+        far = self.positions.bases(FAR, width // 4, grid, self.reference)
+        near = self.positions.bases(THETA, dim // 4, grid, self.reference)
+        return position_features(places, width, far), rotary_table(places, dim, near)
 
     def gradient_checkpointing_(self, enabled: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""

@@ -106,6 +106,7 @@ class UNet(Network):
         if attention:
             check_heads(channels, attends, head_dim)
         self.factor, self.checkpointing = 2 ** (len(channels) - 1), False
+        self.stride = self.factor
         self.time = TimeEmbedding(4 * width)
         self.conditioning = Conditioning(x, self.cond_spec, 4 * width)
         body = _body(
