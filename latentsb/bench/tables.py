@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Column", "Row", "contents", "over_seeds"]
@@ -26,10 +26,12 @@ class Column:
     scale: float = 1.0
 
     def cell(self, row: Row) -> str:
-        """The mean with its standard error, such as `1.34±0.1`; nothing where the row has no such figure."""
+        """The mean with its standard error, such as `1.34±0.1`; a note or nothing where the row has no such figure."""
         if self.key not in row.figures:
-            return ""
+            return row.notes.get(self.key, "")
         mean, error = row.mean(self.key) * self.scale, row.error(self.key)
+        if abs(mean) >= 1000:
+            return f"{mean:,.0f}" + ("" if not error else f"±{error * abs(self.scale):,.0f}")
         if error is None:
             return f"{mean:.3g}" if row.seeds else f"{mean:.5g}"  # what has no seeds is exact
         return f"{mean:.3g}±{error * abs(self.scale):.1g}" if error > 0 else f"{mean:.3g}"
@@ -45,6 +47,7 @@ class Row:
         seeds: behind the figures; empty for what has none, an expectation for example.
         figures: one number for each seed, by name; one alone where there are no seeds.
         errors: standard errors of figures that know theirs from a single seed.
+        notes: words that stand in place of figures.
     """
 
     case: str
@@ -52,6 +55,7 @@ class Row:
     seeds: tuple[int, ...]
     figures: Mapping[str, Sequence[float]]
     errors: Mapping[str, float] | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def mean(self, key: str) -> float:
         """Mean over seeds."""
@@ -70,7 +74,8 @@ class Row:
             key: {"mean": self.mean(key), "standard_error": self.error(key), "values": list(values)}
             for key, values in self.figures.items()
         }
-        return {"case": self.case, "name": self.name, "seeds": list(self.seeds), "figures": told}
+        found = {"case": self.case, "name": self.name, "seeds": list(self.seeds), "figures": told}
+        return found | ({"notes": dict(self.notes)} if self.notes else {})
 
 
 def over_seeds(case: str, name: str, found: Mapping[int, Mapping[str, float | None]]) -> Row:

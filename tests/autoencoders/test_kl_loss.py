@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from latentsb.autoencoder import Moments
 from latentsb.autoencoders.kl import KL
+from latentsb.data.arrays import Digits
 from latentsb.errors import ArgumentError, CapabilityError, DataError
 from latentsb.experiment import build
 from latentsb.features import FeatureNetwork, Features
+from latentsb.latents import latents_of
 from latentsb.metrics.perceptual import FeatureDistance
 from latentsb.process.distances import Absolute, Squared
 from latentsb.randomness import Draws
 from latentsb.recipe import Recipe
+from latentsb.run import Run
 from latentsb.tensors import Batch, Spec
+from latentsb.trainer import Trainer
 
 IMAGES = Spec((1, 4, 4))
 SMALL: dict[str, Any] = {"widths": (4, 4), "groups": 2, "attention": False, "latent_channels": 2}
@@ -172,11 +178,17 @@ stages: [{train: autoencoder}]
 """
 
 
+STAGES = """
+stages: [{train: autoencoder, images: 320, lr: 1e-2, ema: {half_life: 4000}}, {train: bridge, images: 64}]
+train: {batch: 16, warmup: 0}
+"""
+
+
 def recipe(keys: str) -> Recipe:
     return Recipe.parse(RECIPE.replace("KEYS", keys))
 
 
-def test_a_feature_loss_in_a_recipe(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_feature_loss_in_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTSB_WEIGHTS", str(tmp_path))
     whole = recipe("perceptual: {name: feature_distance, network: mnist_lenet}, distance: squared")
     resolved = whole.resolved()["autoencoder"]
@@ -191,7 +203,30 @@ def test_a_feature_loss_in_a_recipe(tmp_path: Any, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.shared
-def test_a_feature_loss_on_other_images_is_refused(shared_data: Any) -> None:
+def test_a_feature_loss_on_other_images_is_refused(shared_data: Path) -> None:
     network = f"{{name: cifar_resnet, path: {shared_data / 'weights' / 'cifar10_resnet'}, depth: 20}}"
     with pytest.raises(CapabilityError, match=r"autoencoder\.perceptual: images: CIFAR ResNet-20 reads \(3, 32, 32\)"):
         build(recipe(f"perceptual: {{name: feature_distance, network: {network}}}"))
+
+
+def test_the_bridge_lives_in_the_latents_of_the_averaged_autoencoder(tmp_path: Path) -> None:
+    """With a long average the weights of the last step are another autoencoder."""
+    two = RECIPE.replace("KEYS", "kl_weight: 1e-4").replace("stages: [{train: autoencoder}]", STAGES)
+    whole = Recipe.parse(two, label="two")
+    run = Run.create(whole, tmp_path / "two")
+    Trainer(run, build(whole), device="cpu").fit()
+    run.close()
+    first = Recipe.parse(two.replace(", {train: bridge, images: 64}", ""), label="one")
+    alone = Run.create(first, tmp_path / "one")
+    Trainer(alone, build(first), device="cpu").fit()
+    alone.close()
+    averaged, last = (alone.experiment(weights, "cpu").autoencoder for weights in ("ema", "model"))
+    assert averaged.fingerprint() != last.fingerprint()
+    for weights in ("ema", "model"):  # the second stage averages the bridge alone
+        codec = run.experiment(weights, "cpu").autoencoder
+        assert codec.fingerprint() == averaged.fingerprint()
+    images = Digits().samples[:20]
+    latents = latents_of(run.path, run.experiment("ema", "cpu")).read(np.arange(20))
+    torch.testing.assert_close(latents.x0, codec.encode(images), atol=2e-2, rtol=0)
+    with torch.no_grad():
+        assert (codec.normalise(last.moments(images).mean) - codec.encode(images)).abs().max() > 0.1
