@@ -190,10 +190,11 @@ class Foldered(Autoencoder):
         Raises:
             DataError: naming the first key in which they differ.
         """
-        told = cls.told(ours)
-        for name, value in cls.told(theirs).items():
-            if not name.startswith("_") and name not in IGNORED and _plain(value) != _plain(told.get(name)):
-                raise DataError(f"{path}: {cls.word} cannot hold {name}: {json.dumps(value)}")
+        told, found = cls.told(ours), cls.told(theirs)
+        for name in dict.fromkeys((*told, *found)):
+            counts = name in found and name not in IGNORED and not name.startswith("_")
+            if counts and _plain(found[name]) != _plain(told.get(name)):
+                raise DataError(f"{path}: {cls.word} cannot hold {name}: {json.dumps(found[name])}")
 
 
 def latent_of(images: Spec, channels: int, levels: int, key: str) -> Spec:

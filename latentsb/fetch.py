@@ -163,7 +163,7 @@ def _settle(name: str, source: str, beside: Path, target: Path) -> Fetched:
 def _open(name: str, folder: Path) -> None:
     """Load the weights into their autoencoder: every tensor is there, of the known shape, and none is left over."""
     make: Any = AUTOENCODERS[KNOWN[name].autoencoder]
-    images = Spec((3, 64, 64))
+    images = Spec((3, 256, 256))  # a multiple of every factor
     with torch.random.fork_rng(devices=[]):
         opened = make(images, weights=folder)
         opened.load()

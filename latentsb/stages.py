@@ -194,7 +194,7 @@ class Session:
     def renew(self, source: Source, images: Source | None) -> None:
         """Begin the schedule's present round, where it is not begun: averaged weights in place, nothing trained.
 
-        What the method itself changes (buffers, weights) stays; everything else is as before.
+        What the method itself changes (numbers in buffers and weights) stays; everything else is as before.
 
         Args:
             source: of what the stage trains on.
@@ -221,10 +221,11 @@ class Session:
             placed = {k: v.clone() for k, v in self.trainable.state_dict().items()}
             self.trainable.renew(renewal)
             for name, value in self.trainable.state_dict().items():
-                if not torch.equal(value, placed[name]):
-                    before[name] = value.clone()
-                    for values in self.ema.values.values() if self.ema else ():
-                        values[name].copy_(value)
+                changed = value != placed[name]
+                if changed.any():
+                    before[name] = torch.where(changed, value, before[name])
+                    for held in (values[name] for values in self.ema.values.values()) if self.ema else ():
+                        held.copy_(torch.where(changed.to(held.device), value.to(held), held))
 
     @contextmanager
     def averaged(self) -> Iterator[dict[str, Tensor]]:

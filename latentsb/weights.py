@@ -69,6 +69,51 @@ class Known:
 SD = {"latent_channels": 4, "widths": (128, 256, 512, 512), "blocks": 2, "groups": 32, "attention": True, "quant": True}
 BIG, TINY = 335_000_000, 9_800_000
 
+
+def _deep(about: str, name: str, size: int, **shape: Any) -> Known:
+    """A published deep-compression autoencoder."""
+    repo = f"mit-han-lab/{name}-diffusers"
+    return Known(about=about, autoencoder="dc", repo=repo, size=size, licence="Apache-2.0", shape=shape)
+
+
+def _deeper(about: str, name: str, size: int, channels: int, more: int) -> Known:
+    """One without work at the full size, and with so many resolutions more than six."""
+    return _deep(
+        about,
+        name,
+        size,
+        latent_channels=channels,
+        widths=(128, 256, 512, 512, 1024, 1024) + (2048,) * more,
+        encoder_blocks=(0, 4, 8, 2, 2, 2) + (2,) * more,
+        decoder_blocks=(0, 5, 10, 2, 2, 2) + (2,) * more,
+        attention=3 + more,
+        head_width=32,
+        scales=(),
+        shuffle=True,
+        batch_norm=True,
+    )
+
+
+SANA = _deep(
+    "32 channels at a 32nd of the sides, as in Sana",
+    "dc-ae-f32c32-sana-1.0",
+    1_250_000_000,
+    latent_channels=32,
+    widths=(128, 256, 512, 512, 1024, 1024),
+    encoder_blocks=(2, 2, 2, 3, 3, 3),
+    decoder_blocks=(3, 3, 3, 3, 3, 3),
+    attention=3,
+    head_width=32,
+    scales=(5,),
+    shuffle=False,
+    batch_norm=False,
+)
+DEEP = {
+    f"dc-ae-f{32 << more}c{channels}-{data}-1.0": (about, size, channels, more)
+    for channels, more, size in ((32, 0, 1_290_000_000), (128, 1, 2_710_000_000), (512, 2, 4_480_000_000))
+    for data, about in (("in", "trained on ImageNet"), ("mix", "trained on several sets"))
+}
+
 KNOWN: Mapping[str, Known] = {
     "sd-vae-ft-mse": Known(
         about="Stable Diffusion 1 and 2, decoder tuned for squared error",
@@ -125,6 +170,8 @@ KNOWN: Mapping[str, Known] = {
         instead=(PAIR,),
         size=TINY,
     ),
+    "dc-ae-f32c32-sana-1.0": SANA,
+    **{name: _deeper(about, name, size, channels, more) for name, (about, size, channels, more) in DEEP.items()},
 }
 
 

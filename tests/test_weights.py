@@ -167,7 +167,7 @@ def test_the_page_names_every_autoencoder_and_its_lines_bind() -> None:
     page = (Path(__file__).parents[1] / "docs" / "autoencoders.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in page for name in AUTOENCODERS.names())
     lines = page.split("```yaml\n")[1].split("```")[0].splitlines()
-    assert len(lines) == 6
+    assert len(lines) > 6
     for line in lines:
         if "run:" not in line:
             Recipe.parse(f"{PHOTOGRAPHS}\n{line}", label="page")
