@@ -6,6 +6,7 @@ every run that needs the same ones reads them. Where the run trains its autoenco
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +24,13 @@ from latentsb.encoding import Progress, ahead, blocks_of
 from latentsb.experiment import Experiment
 from latentsb.guard import Signals, Stopped
 from latentsb.progress import Display
-from latentsb.run import LATENTS
+from latentsb.roundtrip import FLOOR, decibel, prove
+from latentsb.run import LATENTS, Run
 from latentsb.tensors import Batch
 
-__all__ = ["fit_autoencoder", "held_latents_of", "latents_of"]
+__all__ = ["fit_autoencoder", "held_latents_of", "latents_of", "places_of", "prove_latents", "shared_place"]
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SHARED = "latents"
@@ -157,13 +160,59 @@ class Watched:
             self.display.progress.stop()
 
 
+def prove_latents(latents: Source, experiment: Experiment, *, going_on: bool) -> None:
+    """Test, before a step is made, that the latents are those of the images and the decoder makes images of them.
+
+    The main process tests; the others learn of its failure.
+
+    Args:
+        latents: what is trained on; what is not cached needs no test.
+        experiment: whose images they are of.
+        going_on: some steps are made already: fewer images.
+
+    Raises:
+        CacheError: if the cache is wrong; says what was found, what was expected and what to do.
+        DataError: if a pretrained autoencoder cannot make these images.
+    """
+    if not isinstance(latents, LatentCache):
+        return
+
+    def act() -> None:
+        autoencoder = experiment.autoencoder
+        found = prove(latents, experiment.source, autoencoder, fewer=going_on)
+        if not going_on and found.own.error > max(found.own.floor, FLOOR):
+            logger.warning(
+                "the autoencoder leaves %d training images a PSNR of %s, less than their mean image would have (%s): "
+                "train it longer",
+                len(found.own.errors),
+                decibel(found.own.error),
+                decibel(found.own.floor),
+            )
+
+    parallel.first(act)
+
+
+def places_of(run: Run) -> list[Path]:
+    """Where the latents of a run's training data and held-out data are, if they were encoded."""
+    from latentsb.experiment import build
+
+    experiment = run.experiment(device="cpu") if run.checkpoints.latest() is not None else build(run.recipe)
+    held = [] if experiment.held is None else [(LATENTS[1], experiment.held)]
+    sources = [(LATENTS[0], experiment.source), *held]
+    return [_place(run.path, name, experiment, source) for name, source in sources]
+
+
+def shared_place(runs: Path, experiment: Experiment, source: Source) -> Path:
+    """Where the latents of a pretrained autoencoder are, for all runs beside each other."""
+    return runs / SHARED / LatentCache.key(source, experiment.autoencoder, experiment.recipe.latents.build())
+
+
 def _place(folder: Path, name: str, experiment: Experiment, source: Source) -> Path:
     own = folder / name
     trained_here = any(stage.train.startswith("autoencoder") for stage in experiment.recipe.stages)
     if own.exists() or trained_here or not experiment.autoencoder.cached or len(source) == 0:
         return own
-    store = experiment.recipe.latents.build()
-    return folder.parent / SHARED / LatentCache.key(source, experiment.autoencoder, store)
+    return shared_place(folder.parent, experiment, source)
 
 
 def _fit(experiment: Experiment, signals: Signals | None) -> None:

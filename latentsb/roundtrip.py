@@ -23,7 +23,7 @@ from latentsb.randomness import Draws
 if TYPE_CHECKING:
     from latentsb.cache import LatentCache
 
-__all__ = ["FLOOR", "Kept", "RoundTrip", "Tested", "chosen", "kept", "measured", "prove", "sides"]
+__all__ = ["FLOOR", "Kept", "RoundTrip", "Tested", "chosen", "decibel", "kept", "measured", "prove", "sides"]
 
 IMAGES, FEWER = 8, 2
 """Images of a test before the first step, and of one before training goes on."""
@@ -179,8 +179,8 @@ def prove(cache: LatentCache, source: Source, autoencoder: Autoencoder, *, fewer
     if not found.apart <= found.allowed or (found.before is None and not _near(found.cached, own)):
         raise CacheError(
             f"{what}, encoded and decoded now {own.told()}; their latents differ by {found.apart:.3g} of their "
-            f"standard deviation, expected at most {found.allowed:.3g}: the cache holds other latents than this autoencoder's; "
-            "remove that folder to encode again"
+            f"standard deviation, expected at most {found.allowed:.3g}: the cache holds other latents than this "
+            "autoencoder's; remove that folder to encode again"
         )
     if found.before is not None and not _near(found.cached, found.before):
         raise CacheError(

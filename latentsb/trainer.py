@@ -24,7 +24,7 @@ from latentsb.errors import CapabilityError, CheckpointError, NonFiniteError
 from latentsb.experiment import Experiment
 from latentsb.guard import EXIT_CODES, Signals, Stopped
 from latentsb.held import HeldOut
-from latentsb.latents import held_latents_of, latents_of
+from latentsb.latents import held_latents_of, latents_of, prove_latents
 from latentsb.progress import Display
 from latentsb.run import Run
 from latentsb.stages import Session, check_settings, fingerprint
@@ -316,6 +316,7 @@ class Stage:
         if session.head == "autoencoder":
             return pixels, None
         latents = latents_of(self.run.path, session.experiment, self.signals)
+        prove_latents(latents, session.experiment, going_on=session.seen > 0)
         return latents, pixels if session.trainable.needs_images else None
 
     def _held_data(self) -> tuple[Source, Source | None] | None:

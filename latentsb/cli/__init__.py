@@ -33,6 +33,7 @@ COMMANDS = (
     "latentsb.cli.translate",
     "latentsb.cli.likelihood",
     "latentsb.cli.compare",
+    "latentsb.cli.caching",
     "latentsb.cli.bench",
     "latentsb.cli.fetch",
 )

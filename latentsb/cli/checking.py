@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from latentsb.cli.caching import round_trip
 from latentsb.cli.console import console, count, size, table
 from latentsb.data.record import left_out
 from latentsb.data.source import Source
@@ -66,6 +67,8 @@ def report(recipe: Recipe) -> None:
     if samples is not None and (told := left_out(experiment.source)):
         out.print(told, markup=False)
     out.print(_modules(experiment), markup=False)
+    if told := _round_trip(experiment, faults):
+        out.print(told, markup=False)
     out.print(_stages(experiment, samples), markup=False)
     if faults:
         raise _refused(recipe, faults)
@@ -84,6 +87,16 @@ def _tried(faults: dict[str, str], what: str, act: Callable[[], Any]) -> Any:
 def _refused(recipe: Recipe, faults: dict[str, str]) -> DataError:
     what = " and ".join(faults)
     return DataError("\n".join([f"{recipe.name}: all keys are right, but {what} cannot be used:", *faults.values()]))
+
+
+def _round_trip(experiment: Experiment, faults: Mapping[str, str]) -> Any:
+    """What a pretrained autoencoder makes of a few images; None where there is nothing to test yet."""
+    autoencoder = experiment.autoencoder
+    if not autoencoder.cached or not autoencoder.trained or autoencoder.needs_fit or DATA in faults:
+        return None
+    if experiment.recipe.autoencoder.from_run is not None or not len(experiment.source):
+        return None
+    return round_trip(experiment, loaded=WEIGHTS not in faults)
 
 
 def _usable(source: Source) -> int:
@@ -140,7 +153,8 @@ def _data(source: Source, samples: int | None) -> Any:
 
 def _shapes(experiment: Experiment, samples: int | None, held: int | None) -> Any:
     source, latent = experiment.source, experiment.autoencoder.latent
-    stored = source.variants * latent.numel * experiment.autoencoder.latent_dtype.itemsize
+    store = experiment.recipe.latents.build().resolved(experiment.autoencoder.latent_dtype)
+    stored = source.variants * latent.numel * store.dtype.itemsize * (2 if store.posterior else 1)
     shown = _data(source, samples)
     if experiment.held is not None:
         shown.add_row("samples held out", _held_out(experiment, held))
