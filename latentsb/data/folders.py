@@ -71,9 +71,12 @@ class Folders(Unpaired):
         self.folders = folder(target, "target"), folder(source, "source")
         super().__init__(x0=self.folders[0], x1=self.folders[1])
 
-    def __setattr__(self, name: str, value: object) -> None:
-        """Where these data stand in the recipe is where both folders do."""
-        super().__setattr__(name, value)
-        if name == "recipe_key":
-            for folder in self.folders:
-                folder.recipe_key = str(value)
+    @property
+    def recipe_key(self) -> str:
+        """Where the data stand in their recipe, for messages at first use."""
+        return self.folders[0].recipe_key
+
+    @recipe_key.setter
+    def recipe_key(self, value: str) -> None:
+        for folder in self.folders:
+            folder.recipe_key = value

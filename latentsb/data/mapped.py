@@ -115,13 +115,13 @@ class Arrays(Source):
             raise ArgumentError("paired", "there are no pairs without `x1`")
         self.asked = {"x0": x0, "x1": x1, "flip": flip if isinstance(flip, str) else None}
         self.asked |= {"labels": labels, "attributes": attributes}
-        self.layout, self.flip = layout, flip
+        self.layout, self.flip, self.classes = layout, flip, classes
+        self.two_sided, self.paired = x1 is not None, paired
         self.spec = Spec(self._sample_shape(self.columns["x0"]) if shape is None else tuple(shape))
         if flip is True and len(self.spec.shape) != 3:
             raise ArgumentError("flip", f"only images can be mirrored, samples have shape {self.spec.shape}")
         self.variants = 2 if flip else 1
-        self.two_sided, self.paired = x1 is not None, paired
-        self.classes, self.cond = classes, {}
+        self.cond = {}
         if labels is not None:
             self.cond["label"] = Spec((), torch.int64, int(self._labels.max()) + 1 if classes is None else classes)
         if attributes is not None:

@@ -7,6 +7,7 @@ the content is read, and nothing is unpickled.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -171,14 +172,23 @@ def deep_colours(image: Image.Image, file: BinaryIO, most: int) -> Planes:
         return Planes.of(found.values, alpha=image.mode == "RGBA")
     if image.format != "PNG" or "transparency" in image.info:
         raise UnreadableError("colours of 16 bits are read from PNG (without a transparent colour) and TIFF files only")
+    values = _deep_png(file.read())
+    return Planes.of(_upright(values, orientation), alpha=len(values) in (2, 4))
+
+
+def _deep_png(data: bytes) -> np.ndarray:
+    """Values of a PNG file, of which Pillow would keep eight bits, shape (C, H, W)."""
     import torch
 
     try:
         from torchvision.io import decode_png
     except (ImportError, RuntimeError) as error:
-        raise UnreadableError(f"colours of 16 bits in PNG files need a working torchvision ({error})") from error
-    values = decode_png(torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)).numpy()
-    return Planes.of(_upright(values, orientation), alpha=len(values) in (2, 4))
+        told = f"colours of 16 bits in PNG files need torchvision's decode_png ({error}); TIFF files do not"
+        raise UnreadableError(told) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that another library may do it in time
+        found: np.ndarray = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8)).numpy()
+    return found
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:

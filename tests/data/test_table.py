@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from latentsb.data.folder import Folder
@@ -20,11 +22,11 @@ ROWS = {"x/b": "cat,x/b,1.5,-2", "a": "bee,a,2,0", "x/a": "cat,x/a,0,1e3", "othe
 
 
 def folder(**keys: object) -> Images:
-    return Folder(path=Path("d"), size=4, table=Path("t.csv"), **keys)
+    return Folder(**{"path": Path("d"), "size": 4, "table": Path("t.csv"), **keys})
 
 
 def tar(**keys: object) -> Images:
-    return Tar(paths=Path("d.tar"), size=4, table=Path("t.csv"), **keys)
+    return Tar(**{"paths": Path("d.tar"), "size": 4, "table": Path("t.csv"), **keys})
 
 
 @pytest.fixture(autouse=True)
@@ -148,3 +150,52 @@ def test_names_of_classes_number_sub_folders() -> None:
     with pytest.raises(DataError, match="names 'w' twice"):
         Folder(path=Path("d"), size=4, labels=True, classes=Path("names.txt"))
     assert Folder(path=Path("gone"), size=4, labels=True, classes=4).cond["label"].classes == 4
+
+
+def parquet(path: str, **columns: object) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow as pa
+    from pyarrow import parquet as file
+
+    file.write_table(pa.table(columns), path)
+
+
+@both
+def test_parquet_is_as_good_as_csv(source: Callable[..., Images]) -> None:
+    columns = [row.split(",") for row in ROWS.values()]
+    kinds, keys, heights, widths = (list(column) for column in zip(*columns, strict=True))
+    numbers = {"height": np.array(heights, np.float32), "width": np.array(widths, np.float64)}
+    parquet("t.parquet", kind=kinds, key=keys, **numbers, smiles=[True, False, True, False], many=[[1]] * 4)
+    keys_of = {"labels": "kind", "attributes": ("width", "height")}
+    csv, other = source(**keys_of), source(**{**keys_of, "table": Path("t.parquet")})
+    assert csv.classes == other.classes
+    for name, values in csv.read(np.arange(3)).cond.items():
+        assert torch.equal(values, other.read(np.arange(3)).cond[name])
+    smiles = source(table=Path("t.parquet"), attributes=("smiles",))
+    told = dict(zip(smiles.names(), smiles.read(np.arange(3)).cond["attributes"][:, 0].tolist(), strict=True))
+    assert told == {"x/b": 1.0, "a": 0.0, "x/a": 1.0}
+    with pytest.raises(DataError, match="no column 'many'"):  # neither numbers nor text
+        source(table=Path("t.parquet"), attributes=("many",)).read(np.arange(1))
+    parquet("t.parquet", key=["a", "x/a", "x/b"], height=[1.0, None, 2.0])
+    with pytest.raises(DataError, match="'height' is empty for 1 of 3 samples, such as 'x/a'"):
+        source(table=Path("t.parquet"), attributes=("height",)).read(np.arange(1))
+    parquet("t.parquet", key=["a", "a"], height=[1.0, 2.0])
+    with pytest.raises(DataError, match="row 2 has the key 'a' again"):
+        source(table=Path("t.parquet"), attributes=("height",)).read(np.arange(1))
+    Path("t.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        source(table=Path("t.parquet"), attributes=("height",)).read(np.arange(1))
+
+
+def test_parquet_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"Parquet needs pyarrow: pip install 'latentsb\[data\]'"):
+        folder(table=Path("t.parquet"), attributes=("height",)).read(np.arange(1))
+
+
+def test_file_names_are_keys_too() -> None:
+    """The metadata.csv of an image folder as the Hugging Face Hub knows it."""
+    Path("d/metadata.csv").write_text("file_name,height\nx/b.png,3\na.png,1\nx/a.png,2\n")
+    data = Folder(path=Path("d"), size=4, table=Path("d/metadata.csv"), attributes=("height",))
+    assert data.names() == ["a", "x/a", "x/b"]
+    assert data.read(np.arange(3)).cond["attributes"][:, 0].tolist() == [1.0, 2.0, 3.0]
