@@ -136,3 +136,13 @@ def test_another_autoencoder_replaces_the_pretrained_one(given):
     recipe = Recipe.load("ffhq256", [*SMALL, *CODES, *given])
     assert recipe.autoencoder.name == "taef2"
     assert build(recipe, weights=False).autoencoder.latent.shape == (32, 32, 32)
+
+
+def test_our_autoencoder_trains_and_a_bridge_lives_in_it(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "index"))
+    run = train("cifar10_kl", str(tmp_path / "own"), *SMALL, "train.images=16")
+    codec = Run.open(run.path).experiment(device="cpu").autoencoder
+    assert codec.latent.shape == (8, 8, 8)
+    taken = Recipe.load("cifar10_flow", [*SMALL, f"autoencoder={{run: {run.path}, part: autoencoder}}"])
+    assert build(taken).autoencoder.fingerprint() == codec.fingerprint()
