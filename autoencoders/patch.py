@@ -39,6 +39,7 @@ class Patch(Autoencoder):
     latent_dtype = torch.float32
     bounded = False
     cached = False
+    any_size = True
 
     def __init__(self, images: Spec, *, factor: Count = 2, normaliser: Normaliser = Unchanged()) -> None:
         if len(images.shape) != 3:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +43,9 @@ class Covariance:
         rows = rows.double()
         mean = rows.mean(0)
         apart, count = mean - self.mean, self.count + len(rows)
-        self.scatter.addmm_((rows - mean).T, rows - mean)
-        self.scatter.addr_(apart, apart, alpha=self.count * len(rows) / count)
+        between = apart * math.sqrt(self.count * len(rows) / count)
+        centred = torch.cat([rows - mean, between[None]])
+        self.scatter.addmm_(centred.T, centred)
         self.mean += apart * (len(rows) / count)
         self.count = count
 
@@ -92,7 +93,7 @@ class PCA(Autoencoder):
     ) -> None:
         dim, grid = _sizes(images, components, patch)
         super().__init__(images, Spec((components, *grid)), normaliser=normaliser)
-        self.patch, self.bounded = patch, len(images.shape) == 3
+        self.patch, self.bounded, self.any_size = patch, len(images.shape) == 3, patch is not None
         wide = torch.float64
         self.register_buffer("count", torch.tensor(0))
         self.register_buffer("mean", torch.zeros(dim))
@@ -118,8 +119,8 @@ class PCA(Autoencoder):
         """
         dim, k = self.components.shape
         found = Covariance(dim, self.device)
-        for batch in batches():
-            found.add(self._columns(batch.data).movedim(1, -1).flatten(0, -2))
+        for rows in _gathered((self._columns(batch.data).mT.flatten(0, 1) for batch in batches()), dim):
+            found.add(rows)
         values, vectors = found.largest(k)
         # Of more, a component would be the rounding of zero, which the normaliser would blow up.
         rank = int((values > dim * torch.finfo(torch.float64).eps * values[0]).sum())
@@ -196,6 +197,18 @@ class PCA(Autoencoder):
     def _require(self) -> None:
         if self.needs_fit:
             raise CapabilityError("pca is not fitted to data yet; training does so first, or `fit`")
+
+
+def _gathered(parts: Iterable[Tensor], least: int) -> Iterator[Tensor]:
+    """Rows in larger parts: each costs a pass over the covariance, however few rows it has."""
+    waiting: list[Tensor] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= least:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
 
 
 def _sizes(images: Spec, components: int, patch: int | None) -> tuple[int, tuple[int, ...]]:

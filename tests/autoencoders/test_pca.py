@@ -18,7 +18,7 @@ from latentsb.tensors import Batch, Spec
 
 def fitted(x, **keys):
     codec = PCA(Spec(tuple(x.shape[1:])), **keys)
-    codec.fit(lambda: (Batch(torch.arange(len(part)), part) for part in x.split(700)))
+    codec.fit(lambda: (Batch(torch.arange(len(part)), part) for part in x.split(40)))
     return codec
 
 
@@ -140,12 +140,3 @@ def test_refusals():
         PCA(Spec((4,)), components=2).loss(Batch(torch.arange(1), torch.zeros(1, 4)), Draws.seeds([0]))
     with pytest.raises(DataError, match=r"3 samples vary in 2 directions, components: 4 asks for more; take .* 2"):
         fitted(skewed(3, 6), components=4)
-
-
-RECIPE = """
-data: {name: digits, flip: false}
-held_out: 100
-autoencoder: {name: pca, components: 6, patch: 4}
-bridge: {name: flow, network: {name: dit, patch: 1, width: 16, depth: 1, heads: 2}}
-train: {images: 96, batch: 16, log_every: 16, save_every: 48, preview_every: 1000000, warmup: 10}
-"""
