@@ -34,9 +34,9 @@ FLOOR = 0.01
 APART = 0.02
 """Of a latent's standard deviation: what another device, batch or library may change in it (root mean square)."""
 BRIGHTER = 0.02
-"""Of the half range of pixels: what they may change in a decoded image (root mean square)."""
+"""Of the half range of pixels: what they may change in the decoded images (root mean square)."""
 WORSE = 1.25
-"""Times the root mean square error of the decoded images, for the same reason."""
+"""Times the error of the round trip: what an old cache, which remembers none, may have more (root mean square)."""
 
 
 @dataclass(frozen=True)
@@ -176,13 +176,14 @@ def prove(cache: LatentCache, source: Source, autoencoder: Autoencoder, *, fewer
         _before(cache.round_trip, index, own.floor),
     )
     what = f"{len(index)} images decoded from the latent cache {cache.path} have a PSNR of {found.cached.told()}"
-    if not found.apart <= found.allowed or (found.before is None and not _near(found.cached, own)):
+    worse = math.sqrt(found.cached.error) > WORSE * math.sqrt(own.error) + BRIGHTER
+    if not found.apart <= found.allowed or (found.before is None and worse):
         raise CacheError(
             f"{what}, encoded and decoded now {own.told()}; their latents differ by {found.apart:.3g} of their "
             f"standard deviation, expected at most {found.allowed:.3g}: the cache holds other latents than this "
             "autoencoder's; remove that folder to encode again"
         )
-    if found.before is not None and not _near(found.cached, found.before):
+    if found.before is not None and not _moved(found.cached, found.before) <= BRIGHTER:
         raise CacheError(
             f"{what}, and had {found.before.told()} when it was made: the decoder is another one, or its code; "
             "bring it back, or remove that folder to encode again"
@@ -197,8 +198,10 @@ def prove(cache: LatentCache, source: Source, autoencoder: Autoencoder, *, fewer
     return found
 
 
-def _near(found: RoundTrip, wanted: RoundTrip) -> bool:
-    return math.sqrt(found.error) <= WORSE * math.sqrt(wanted.error) + BRIGHTER
+def _moved(now: RoundTrip, before: RoundTrip) -> float:
+    """How far decoded images moved at least (root mean square), by the triangle inequality for each of them."""
+    apart = [math.sqrt(a) - math.sqrt(b) for a, b in zip(now.errors, before.errors, strict=True)]
+    return math.sqrt(sum(d * d for d in apart) / len(apart))
 
 
 def _before(kept: Kept | None, index: np.ndarray, floor: float) -> RoundTrip | None:
