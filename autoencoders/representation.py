@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentsb.autoencoder import AUTOENCODERS, Autoencoder, Moments
-from latentsb.errors import ArgumentError, CapabilityError, nearest
+from latentsb.errors import ArgumentError, CapabilityError, DataError, nearest
 from latentsb.metrics.perceptual import FeatureLoss, Perceptual
 from latentsb.networks.attention import Attention
 from latentsb.networks.embeddings import grid_positions, position_features, rotary_table
@@ -158,7 +158,12 @@ class Representation(Autoencoder):
             DataError: if they are missing, or of another network.
             CapabilityError: if the feature loss reads other images.
         """
-        path = files_of(self.weights or home() / self.encoder, (FILE,), (ANY,), owner="representation")[0]
+        where = self.weights or home() / self.encoder
+        try:
+            path = files_of(where, (FILE,), (ANY,))[0]
+        except DataError as error:
+            cure = f"put the weights of timm/{self.encoder} there, or say where they are: autoencoder.weights=…"
+            raise DataError(f"representation: found no {FILE} in {where}; {cure}") from error
         self.trunk.load_state_dict(pretrained(self.encoder, self.seen, path).state_dict())
         if self.perceptual is not None:
             self.perceptual.load(self.images.shape)

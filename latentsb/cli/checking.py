@@ -203,7 +203,7 @@ def _stages(experiment: Experiment, samples: int | None) -> Any:
     for stage in experiment.recipe.stages:
         settings = stage.settings
         trainable, part = experiment.trainable(stage.train)
-        trained = sum(p.numel() for n, p in trainable.named_parameters() if n.startswith(part))
+        trained = sum(p.numel() for n, p in trainable.named_parameters() if n.startswith(part) and p.requires_grad)
         everything = sum(_size(module) for module in experiment.modules.values())
         averages = trained if settings.ema is not None else 0
         shown.add_row(

@@ -164,7 +164,7 @@ def test_weights_are_looked_for_in_one_place_and_never_downloaded(folder, monkey
     held = load_file(folder / "model.safetensors")
     assert torch.equal(codec.trunk.cls_token, held["cls_token"])
     monkeypatch.setenv("LATENTSB_WEIGHTS", str(tmp_path))
-    with pytest.raises(DataError, match=r"'representation': found no model\.safetensors"):
+    with pytest.raises(DataError, match=r"found no model\.safetensors in .*; put the weights of timm/test_vit there"):
         made().load()
     with pytest.raises(DataError, match="does not hold the weights of timm's 'test_resnet'"):
         made(Spec((3, 64, 64)), encoder="test_resnet", weights=folder).load()
