@@ -84,7 +84,7 @@ class AutoencoderBench:
 
     images: int = 50
     batch: int = 8
-    fitted_on: int = 5_000
+    fitted_on: int = 20_000
     device: str | None = None
 
     @property
@@ -240,10 +240,10 @@ def rows(
                 raise
             tell(f"{candidate.name}: left out: {error}")
             continue
-        codec = codec.to(bench.place).eval()
+        codec, fits = codec.to(bench.place).eval(), here and codec.needs_fit
         found: dict[int, dict[str, float | None]] = {}
         for seed, (x, rest) in chosen.items():
-            if here and (codec.needs_fit or len(found)) and type(codec).fit is not Autoencoder.fit:
+            if fits:
                 codec.fit(partial(passes, bench, images.source, rest))
             found[seed] = figures(bench, codec, x, here=here)
         row = over_seeds(f"{images.name}, {count} of {shape}", candidate.name, found)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+ALL = "all"
+"""Every registered autoencoder."""
 QUICK = 20
 """By how much `--quick` divides the budget and the samples."""
 
@@ -190,7 +192,7 @@ def epsilon(
 def autoencoders(
     autoencoder: Annotated[
         list[str] | None,
-        typer.Argument(help="Words, fragments such as '{name: kl, weights: ./vae}', or folders of runs; all, if none."),
+        typer.Argument(help="Words, fragments such as '{name: kl, weights: ./vae}', folders of runs; 'all', if none."),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="A recipe, or a fragment such as digits; two photographs in tiles, if none.")
@@ -207,7 +209,7 @@ def autoencoders(
 
     whole_seeds = whole("--seeds", seeds, least=0)
     found = data_of(data, size)
-    chosen = known() if not autoencoder else [asked(text) for text in autoencoder]
+    chosen = [c for text in autoencoder or [ALL] for c in (known() if text == ALL else [asked(text)])]
     setting = AutoencoderBench(images=images, batch=batch, device=device)
     made = rows(setting, chosen, found, whole_seeds, lambda line: typer.echo(line, err=True))
     show(made, KEPT, ABOUT, {**asdict(setting), "data": found.identity}, output, LATENTS)
