@@ -181,6 +181,43 @@ def test_trains_with_most_of_its_codes_in_use(tmp_path: Path) -> None:
     assert psnr(codec.round_trip(x[:256]), x[:256]).mean() > 11.3 + 2.0
 
 
+def test_moved_codes_leave_the_others_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round begins with averaged weights in place; neither the trained ones nor their average take the other's."""
+    from latentsb.experiment import build
+    from latentsb.recipe import Recipe
+    from latentsb.run import Run
+    from latentsb.stages import Session
+    from latentsb.trainer import Trainer
+
+    def renew(self: VQ, round: Any) -> None:
+        if round.number:
+            book(self)[3] = 5.0
+
+    name, found, whole = "model.quantize.embedding.weight", [], Session.renew
+
+    def watched(self: Any, *args: Any) -> None:
+        if not isinstance(self.trainable, VQ):
+            return whole(self, *args)
+        kept = [*(values[name] for values in self.ema.values.values()), book(self.trainable)]
+        before = [value.clone() for value in kept]
+        whole(self, *args)
+        found.append((before, [value.clone() for value in kept]))
+        return None
+
+    monkeypatch.setattr(VQ, "renew", renew)
+    monkeypatch.setattr(Session, "renew", watched)
+    recipe = Recipe.parse(TRAINED.replace("images: 3072", "images: 256").replace("1024", "128"), label="test")
+    run = Run.create(recipe, tmp_path / "run")
+    Trainer(run, build(recipe), device="cpu").fit()
+    run.close()
+    (average, trained), after = next((a, b) for a, b in found if not torch.equal(a[1], b[1]))
+    assert not torch.equal(average, trained)
+    others = torch.arange(256) != 3
+    for value, moved in zip((average, trained), after, strict=True):
+        assert torch.equal(moved[others], value[others])
+        assert moved[3].unique().item() == 5.0
+
+
 def test_weights_and_their_shape_come_from_a_folder(tmp_path: Path) -> None:
     original, x = made(images=Spec((2, 8, 8)), latent_channels=5).eval(), torch.rand(3, 2, 8, 8) * 2 - 1
     original.model.save_pretrained(tmp_path)
