@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from latentsb.experiment import Experiment
 from latentsb.generate import partners, reconstruct, sample
 from latentsb.pictures import show
 from latentsb.tensors import Condition, Spec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["preview"]
 
@@ -40,8 +44,10 @@ def preview(experiment: Experiment, path: Path, *, stage: str) -> bool:
         CapabilityError: if the recipe's solver cannot run the bridge.
     """
     settings, spec = experiment.recipe.preview, experiment.source.spec
-    if not _shown(spec) or len(experiment.source) == 0:
+    if not _shown(spec):
         return False
+    if len(experiment.source) == 0:
+        return _alone(experiment, path)
     pictures = len(spec.shape) == 3
     n = settings.n if pictures else max(settings.n, POINTS)
     items = experiment.source.read(np.arange(min(n, len(experiment.source))))
@@ -52,12 +58,24 @@ def preview(experiment: Experiment, path: Path, *, stage: str) -> bool:
         rows = _of_bridge(experiment, seeds, real if pictures else None, Condition(dict(items.cond)))
     if not rows:
         return False
+    _write(show(torch.cat(rows), columns=len(rows[0])) if pictures else show(rows[-1], beside=real), path)
+    return True
+
+
+def _alone(experiment: Experiment, path: Path) -> bool:
+    """Samples of a bridge that has no data beside which to show them."""
+    settings, spec = experiment.recipe.preview, experiment.source.spec
+    n = settings.n if len(spec.shape) == 3 else max(settings.n, POINTS)
+    _write(show(sample(experiment, range(settings.seed, settings.seed + n)).images), path)
+    return True
+
+
+def _write(picture: Image, path: Path) -> None:
+    """Write a picture whole, or not at all."""
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}")
-    picture = show(torch.cat(rows), columns=len(rows[0])) if pictures else show(rows[-1], beside=real)
     picture.save(partial, format="PNG")
     partial.replace(path)
-    return True
 
 
 def _of_bridge(experiment: Experiment, seeds: range, real: Tensor | None, cond: Condition) -> list[Tensor]:

@@ -269,6 +269,7 @@ WORDS = (
     "frechet",
     "information",
     "likelihood",
+    "log_z",
     "probes",
     "recognised",
     "reconstruction",

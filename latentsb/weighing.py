@@ -1,0 +1,44 @@
+"""The contract of samplers with weights: what a bridge without data is held against."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from latentsb.bridge import Bridge
+from latentsb.randomness import Draws
+from latentsb.targets.base import Target
+from latentsb.tensors import Batch
+
+__all__ = ["WeighingBridge", "Weighted"]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Samples with importance weights.
+
+    Args:
+        x: shape (B, *spec.shape).
+        log_weight: `E exp(log_weight) = Z` exactly, whatever the training; shape (B,).
+        ito: what may be added to `log_weight` without changing its mean, shape (B,).
+    """
+
+    x: Tensor
+    log_weight: Tensor
+    ito: Tensor
+
+
+class WeighingBridge(Bridge):
+    """A bridge to a density, whose samples it can weigh.
+
+    Attributes:
+        target: the density at t = 0.
+    """
+
+    target: Target
+
+    @abstractmethod
+    def weigh(self, batch: Batch, draws: Draws) -> Weighted:
+        """One weighted sample per row, by the chain that training sees."""
