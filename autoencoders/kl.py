@@ -77,7 +77,7 @@ class KL(Foldered):
         perceptual_weight: of P; null: 1 where there is one.
         kl_weight: weight of the divergence.
         normaliser: of the latents.
-        tiling: how large images are encoded and decoded in tiles that overlap, each normalised alone; null: not at all.
+        tiling: how large images are encoded and decoded in tiles that overlap, normalised in common; null: not at all.
 
     Raises:
         ArgumentError: if widths, groups and image do not fit, or contradict the weights; if nothing is there that

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from latentsb.errors import ArgumentError
 from latentsb.normalisers import Channel, Normaliser, Statistics
+from latentsb.norms import sharing
 from latentsb.randomness import Draws
 from latentsb.registry import Registry
 from latentsb.tensors import Spec
@@ -166,11 +167,21 @@ class Autoencoder(Trainable):
             wide = found.std is not None
             return found.mean if found.std is None else torch.cat([found.mean, found.std], 1)
 
-        found = self.tiling.over(images, act, self._cells(images, self.cell), self.cell)
+        found = self._in_tiles(images, act, (images.shape[-2] // self.cell, images.shape[-1] // self.cell))
         return Moments(*found.chunk(2, 1)) if wide else Moments(found)
 
-    def _cells(self, x: Tensor, pixels: int) -> tuple[int, int]:
-        return x.shape[-2] // pixels, x.shape[-1] // pixels
+    def _in_tiles(self, x: Tensor, act: Callable[[Tensor], Tensor], cells: tuple[int, int]) -> Tensor:
+        """Apply to tiles, or to the whole where it is one tile; group norms have statistics in common.
+
+        Tiles that are normalised each by itself differ in brightness and contrast; with the statistics of a small map
+        that stands for the whole they fit each other.
+        """
+        assert self.tiling is not None
+        tiling = self.tiling
+        if not tiling.splits((0, *cells), self.cell):
+            return act(x)
+        with sharing(self, lambda: act(tiling.digest(x, cells))):
+            return tiling.over(x, act, cells, self.cell)
 
     @final
     def encode(self, images: Tensor, draws: Draws | None = None) -> Tensor:
@@ -188,7 +199,7 @@ class Autoencoder(Trainable):
         if self.tiling is None:
             images = self.raw_decode(raw)
         else:
-            images = self.tiling.over(raw, self.raw_decode, self._cells(raw, 1), self.cell)
+            images = self._in_tiles(raw, self.raw_decode, (raw.shape[-2], raw.shape[-1]))
         return images.clamp(-1.0, 1.0) if self.bounded else images
 
     @final

@@ -16,6 +16,8 @@ from latentsb.registry import Registry
 
 __all__ = ["TILINGS", "Span", "Tiles", "Tiling"]
 
+BLOCKS = 8
+"""Blocks along a side of what stands for the whole."""
 Tiles = Literal["exact", "approximate", "refused"]
 """What tiles are to an autoencoder: exact where a latent depends on pixels within a bounded distance alone, and a
 pixel on latents; approximate where a normalisation or an attention over the whole becomes one over a tile; refused
@@ -92,6 +94,20 @@ class Tiling:
     def splits(self, latent: tuple[int, ...], factor: int) -> bool:
         """Whether a latent (C, h, w) takes more than one tile."""
         return any(side > self.size // factor for side in latent[1:])
+
+    def digest(self, x: Tensor, cells: tuple[int, int]) -> Tensor:
+        """A small map that stands for a large one: 8 × 8 blocks of it, evenly spread, about a sixtieth of the whole.
+
+        Args:
+            x: shape (B, C, H, W), images or latents.
+            cells: sides of the latent.
+        """
+        for dim, n in ((-2, cells[0]), (-1, cells[1])):
+            block, inner = max(1, n // 64), x.shape[dim] // n
+            firsts = torch.linspace(0, n - block, min(BLOCKS, n)).round().long() * inner
+            places = (firsts[:, None] + torch.arange(block * inner)).flatten().unique()
+            x = x.index_select(dim, places.to(x.device))
+        return x
 
     def over(self, x: Tensor, act: Callable[[Tensor], Tensor], cells: tuple[int, int], factor: int) -> Tensor:
         """Apply a function to tiles and blend what it returns, in one buffer of the size of the result.

@@ -19,7 +19,7 @@ ENGINE = """
 """.split()
 RANKS = [
     {"registry", "errors", "tensors", "randomness", "ranges", "parallel", "disk", "weights"},
-    {"laws", "normalisers", "tiles"},
+    {"laws", "normalisers", "norms", "tiles"},
     {"process"},
     {"networks"},
     {"trainable", "bridge", "autoencoder"},

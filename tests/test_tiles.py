@@ -5,12 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentsb.autoencoders.kl import KL
 from latentsb.autoencoders.taef2 import TAEF2
 from latentsb.autoencoders.taesd import TAESD
 from latentsb.errors import ArgumentError
+from latentsb.norms import sharing
 from latentsb.tensors import Spec
 from latentsb.tiles import Tiling, ramp_of
 
@@ -129,9 +130,41 @@ def test_a_normalised_autoencoder_is_approximate_and_keeps_its_posterior():
     for a, b in ((tiled.mean, whole.mean), (tiled.std, whole.std)):
         assert 0.0 < (a - b).abs().max()
         assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.8
+    assert not [name for norm in codec.modules() for name in vars(norm) if name == "forward"]  # as they were
     assert codec.decode(tiled.mean).shape == x.shape
     codec.use_tiling(Tiling(size=96))  # one tile
     torch.testing.assert_close(codec.posterior(x).std, whole.std, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_tiles_share_the_statistics_of_group_norms():
+    """With the norms measured on the whole, tiles are exact again; each by itself they are far off."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1), nn.GroupNorm(4, 4)
+    ).double()
+    nn.init.normal_(net[1].bias)
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 1, 64, 64, generator=g, dtype=torch.float64) * torch.linspace(0.1, 3, 64).double()
+    whole, tiling = net(x), Tiling(size=32, overlap=8)
+    with sharing(net, lambda: net(x)):
+        torch.testing.assert_close(net(x), whole)
+        torch.testing.assert_close(tiling.over(x, net, (64, 64), 1), whole)
+    torch.testing.assert_close(net(x), whole, rtol=0, atol=0)
+    with sharing(net, lambda: net(tiling.digest(x, (64, 64)))):
+        sketched = tiling.over(x, net, (64, 64), 1) - whole
+    alone = tiling.over(x, net, (64, 64), 1) - whole
+    assert sketched.square().mean() < 0.5 * alone.square().mean()
+
+
+def test_a_digest_is_made_of_evenly_spread_blocks():
+    rows = torch.arange(256.0).view(1, 1, 256, 1).expand(-1, -1, -1, 128)
+    found = Tiling().digest(rows, (256, 128))
+    assert found.shape == (1, 1, 32, 16)
+    assert found[0, 0, :, 0].view(8, 4)[:, 0].tolist() == [0, 36, 72, 108, 144, 180, 216, 252]
+    assert (found[0, 0, :, 0].view(8, 4).diff(dim=1) == 1).all()
+    pixels = Tiling().digest(torch.zeros(1, 3, 64, 96), (8, 12))  # few cells: all rows, two columns in three
+    assert pixels.shape == (1, 3, 64, 64)
 
 
 def test_who_sees_the_whole_refuses_tiles():
