@@ -88,6 +88,7 @@ class DC(Foldered):
     """
 
     word, kind, shape = "dc", "AutoencoderDC", tuple(NEW)
+    any_size = True
     tiles = "approximate"
 
     def __init__(

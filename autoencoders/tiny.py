@@ -69,6 +69,7 @@ class Small(Foldered):
     """
 
     word, kind, shape = "tiny", "AutoencoderTiny", tuple(NEW)
+    any_size = True
     tiles = "exact"
 
     def __init__(

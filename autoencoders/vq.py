@@ -108,6 +108,7 @@ class VQ(Foldered):
 
     word, kind, shape = "vq", "VQModel", tuple(NEW)
     latent_dtype = torch.float32
+    any_size = True
     tiles = "approximate"
 
     def __init__(

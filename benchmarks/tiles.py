@@ -1,8 +1,8 @@
 """Tiled decoding at 1024×1024 beside decoding as a whole: time, peak memory, and how far the seams are seen.
 
 Memory is what torch's allocator has given out at the most during a call, from the profiler's record of every
-allocation. The image is a photograph of scikit-learn, brought to this size. With `--run RUN` the autoencoder is trained;
-else weights are new, and only time and memory mean something.
+allocation. The image is a photograph of scikit-learn, brought to this size. With `--run RUN` the autoencoder is a
+trained one; else weights are new, and only time and memory mean something.
 """
 
 from __future__ import annotations

@@ -14,7 +14,18 @@ from latentsb.randomness import Draws
 from latentsb.tensors import Batch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("attention", "encoding", "information", "loader", "optimiser", "sampling", "startup", "tiles", "toy_step", "train_step")
+NAMES = (
+    "attention",
+    "encoding",
+    "information",
+    "loader",
+    "optimiser",
+    "sampling",
+    "startup",
+    "tiles",
+    "toy_step",
+    "train_step",
+)
 
 
 @pytest.fixture

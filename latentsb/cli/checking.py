@@ -27,6 +27,8 @@ __all__ = ["activations", "report"]
 ROWS = 2  # enough for losses that compare rows
 # Parameters, and numbers in what a loss is given, up to which one trial loss on the CPU is a matter of seconds.
 LARGEST, WIDEST = 300_000_000, 50_000
+BIG = 256  # sides from which on it is told what fits a GPU
+GPUS = (24, 80, 141)  # GB
 DATA, HELD, WEIGHTS = "the data", "the held-out data", "the autoencoder's weights"
 ENCODER = "the encoder's weights"
 UNKNOWN = "not known before the data can be used"
@@ -233,9 +235,20 @@ def _memory(experiment: Experiment, stage: Stage, everything: int, moving: int) 
         return f"{size(fixed)} and activations"
     short = settings.precision == "bf16" or (settings.precision == "auto" and cuda)
     rows = settings.micro_batch or settings.batch
-    needed = activations(experiment, trainable) * rows * (0.5 if short else 1.0)
+    each = activations(experiment, trainable)
+    if len(experiment.source.spec.shape) == 3 and min(experiment.source.spec.shape[1:]) >= BIG:
+        console().print(
+            f"{stage.train}: images at a time in bf16 on a GPU of {_fitting(fixed, each / 2)}", markup=False
+        )
+    needed = each * rows * (0.5 if short else 1.0)
     total = fixed + needed
     return f"{size(total)} on {'CUDA' if cuda else 'the CPU'}, {size(needed)} of it for {rows} images at a time"
+
+
+def _fitting(fixed: float, each: float) -> str:
+    """Images at a time that fit: `24 GB 96, 80 GB 390`; a tenth is left for what the allocator cannot use."""
+    rows = {gb: int((0.9 * gb * 1e9 - fixed) // each) for gb in GPUS}
+    return ", ".join(f"{gb} GB {n if n > 0 else 'none'}" for gb, n in rows.items())
 
 
 def _inputs(experiment: Experiment, trainable: Trainable) -> tuple[Spec, ...]:
