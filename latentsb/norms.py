@@ -51,7 +51,7 @@ def sharing(module: nn.Module, measure: Callable[[], object]) -> Iterator[None]:
 
 def statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel's group, each of shape (B C,)."""
-    groups = x.unflatten(1, (norm.num_groups, -1)).flatten(2)
+    groups = x.reshape(len(x), norm.num_groups, -1)
     variance, mean = torch.var_mean(groups, dim=2, correction=0)
     each = norm.num_channels // norm.num_groups
     return mean.repeat_interleave(each, 1).flatten(), variance.repeat_interleave(each, 1).flatten()
@@ -59,7 +59,7 @@ def statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def normalised(norm: nn.GroupNorm, mean: Tensor, variance: Tensor, x: Tensor) -> Tensor:
     """`(x − mean)/sqrt(variance + eps)`, then the norm's own scale and shift."""
-    weight, bias = (None if value is None else value.repeat(len(x)) for value in (norm.weight, norm.bias))
+    weight, bias = (value.repeat(len(x)) if norm.affine else None for value in (norm.weight, norm.bias))
     # The channels of all rows are those of one: torch's fastest way to scale and shift channels.
     rows = x.reshape(1, -1, *x.shape[2:])
     return F.batch_norm(rows, mean, variance, weight, bias, training=False, eps=norm.eps).reshape(x.shape)

@@ -105,8 +105,8 @@ class Tiling:
         for dim, n in ((-2, cells[0]), (-1, cells[1])):
             block, inner = max(1, n // 64), x.shape[dim] // n
             firsts = torch.linspace(0, n - block, min(BLOCKS, n)).round().long() * inner
-            places = (firsts[:, None] + torch.arange(block * inner)).flatten().unique()
-            x = x.index_select(dim, places.to(x.device))
+            places = sorted({int(first) + k for first in firsts for k in range(block * inner)})
+            x = x.index_select(dim, torch.tensor(places, device=x.device))
         return x
 
     def over(self, x: Tensor, act: Callable[[Tensor], Tensor], cells: tuple[int, int], factor: int) -> Tensor:
