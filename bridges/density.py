@@ -14,7 +14,8 @@ from latentsb.controls import Control, Lerp
 from latentsb.errors import ArgumentError, CapabilityError
 from latentsb.laws import Ends
 from latentsb.process.pathloss import LogVariance, PathLoss, Paths
-from latentsb.process.pathspace import DIS, Sampler, Walk, walk, weigh
+from latentsb.process.pathspace import DIS, Sampler
+from latentsb.process.pathweights import Walk, walk, weigh
 from latentsb.randomness import Draws
 from latentsb.ranges import Count, Positive
 from latentsb.registry import Build

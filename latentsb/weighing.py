@@ -1,4 +1,4 @@
-"""The contract of samplers with weights: what a bridge without data is held against."""
+"""The contracts of samplers with weights: of a density without data, and of a posterior under a measurement."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from latentsb.bridge import Bridge
+from latentsb.measurements import Measurement
 from latentsb.randomness import Draws
 from latentsb.targets.base import Target
 from latentsb.tensors import Batch
 
-__all__ = ["WeighingBridge", "Weighted"]
+__all__ = ["MeasuringBridge", "WeighingBridge", "Weighted"]
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,21 @@ class WeighingBridge(Bridge):
     @abstractmethod
     def weigh(self, batch: Batch, draws: Draws) -> Weighted:
         """One weighted sample per row, by the chain that training sees."""
+
+
+class MeasuringBridge(Bridge):
+    """A bridge to what samples may have been of which a measurement is known.
+
+    Attributes:
+        measurement: of a sample.
+    """
+
+    measurement: Measurement
+
+    @abstractmethod
+    def observe(self, batch: Batch, draws: Draws) -> Batch:
+        """The batch with a measurement of its x0 as the condition `known`; x0 is left out."""
+
+    @abstractmethod
+    def posterior(self, batch: Batch, paths: int, draws: Draws) -> Weighted:
+        """Weighted samples given the condition `known`, row after row, B·paths in all; `E w = p(y)`."""

@@ -45,10 +45,10 @@ WidthOption = Annotated[int, typer.Option(min=1, help="Of the networks.")]
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
     bench = typer.Typer(
-        help="Methods beside exact answers: gaussian, eot, toys2d, kaba, epsilon; and autoencoders side by side.",
+        help="Methods beside exact answers: gaussian, eot, toys2d, kaba, epsilon, density; autoencoders side by side.",
         no_args_is_help=True,
     )
-    for command in (gaussian, eot, toys2d, kaba, epsilon, autoencoders):
+    for command in (gaussian, eot, toys2d, kaba, epsilon, density, autoencoders):
         bench.command()(command)
     app.add_typer(bench, name="bench")
 
@@ -213,6 +213,32 @@ def autoencoders(
     setting = AutoencoderBench(images=images, batch=batch, device=device)
     made = rows(setting, chosen, found, whole_seeds, lambda line: typer.echo(line, err=True))
     show(made, KEPT, ABOUT, {**asdict(setting), "data": found.identity}, output, LATENTS)
+
+
+def density(
+    methods: MethodsOption = None,
+    recipe: RecipeOption = None,
+    targets: Annotated[str | None, typer.Option(help="Words of targets; gmm, funnel, mw and mw_50d, if none.")] = None,
+    seeds: SeedsOption = "1-3",
+    images: ImagesOption = None,
+    steps: StepsOption = 50,
+    width: WidthOption = 64,
+    quick: QuickOption = False,
+    runs: RunsOption = Path("runs/bench/density"),
+    output: OutputOption = None,
+) -> None:
+    """Densities without data: DIS and PIS by two divergences, log Z and modes beside the exact ones."""
+    from latentsb.bench.arms import chosen
+    from latentsb.bench.density import ABOUT, COLUMNS, METHODS, PROBLEMS, DensityBench, rows
+    from latentsb.targets.base import TARGETS
+
+    setting = sized(DensityBench(steps=steps, width=width), images, quick, "samples")
+    asked = split(targets) or list(PROBLEMS)
+    for target in asked:
+        one_of("--targets", target, TARGETS.names())
+    picked = chosen(METHODS, split(methods), recipe or ())
+    made = rows(setting, picked, asked, whole("--seeds", seeds, least=0), runs)
+    show(made, COLUMNS, ABOUT, asdict(setting), output)
 
 
 def show(

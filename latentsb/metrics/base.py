@@ -270,6 +270,7 @@ WORDS = (
     "information",
     "likelihood",
     "log_z",
+    "posterior",
     "probes",
     "recognised",
     "reconstruction",

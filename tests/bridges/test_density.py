@@ -56,7 +56,7 @@ def shaken(module: torch.nn.Module) -> None:
 def test_the_mean_weight_of_an_untrained_network_is_z(member):
     sampler = bridge(MEMBERS[member])
     shaken(sampler)
-    w = torch.cat([p.log_weight for p in weighted(sampler, 20_000, 10_000, 0)]).exp()
+    w = torch.cat([p.log_weight for p in weighted(sampler, 10_000, 10_000, 0)]).exp()
     error = float(w.std()) / math.sqrt(len(w))
     assert error < 0.1
     assert abs(float(w.mean()) - 2.0) < 3 * error

@@ -8,7 +8,8 @@ import torch
 
 from latentsb.errors import ArgumentError
 from latentsb.process.pathloss import KL, KLIto, LogVariance, Paths, RelativeKL
-from latentsb.process.pathspace import DDS, DIS, PIS, General, walk, weigh
+from latentsb.process.pathspace import DDS, DIS, PIS, General
+from latentsb.process.pathweights import walk, weigh
 from latentsb.process.references import OU, VP, Brownian
 from latentsb.targets.toys import GaussianTarget, MixtureTarget
 

@@ -23,7 +23,8 @@ def well(delta: float) -> tuple[float, float]:
 
 
 def test_every_word():
-    assert TARGETS.names() == WORDS
+    own = [word for word in TARGETS.names() if TARGETS[word].__module__.startswith("latentsb.")]
+    assert own == WORDS
 
 
 def test_wells_by_adaptive_quadrature():
