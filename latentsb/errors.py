@@ -27,9 +27,16 @@ __all__ = [
 
 
 class Error(Exception):
-    """A user's mistake or an outside failure, told in one clear line and without a traceback."""
+    """A user's mistake or an outside failure, told in one clear line and without a traceback.
+
+    Names of files may hold anything: what cannot be printed, or would command a terminal, is told by its escape.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        told = super().__str__()
+        return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in told)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ LARGEST = 1 << 28
 """Bytes of one member; what promises more is no image but a trap."""
 HEADERS = 1 << 20
 """Bytes of a long name or of other extended headers."""
+BEHIND = 1 << 24
+"""Zeros with which an archive may be filled up."""
 CHUNK = 1 << 20
 BUFFER = 1 << 14  # each read moves what is left of it
 
@@ -74,20 +76,25 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Header:
         try:
-            return super().fromtarfile(tarfile_)
+            found = super().fromtarfile(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the zeros with which an archive ends
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"cut off or damaged at byte {tarfile_.offset:,} ({error})") from error
+        _limited(found, LARGEST)  # an extended header may have promised another size
+        return found
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
         header = super().frombuf(buf, encoding, errors)
         plain = header.type in tarfile.SUPPORTED_TYPES and header.type not in EXTENDED
-        limit = LARGEST if plain else HEADERS
-        if not 0 <= header.size <= limit:
-            raise tarfile.ReadError(f"{header.name!r} promises {header.size:,} bytes, expected 0 to {limit:,}")
+        _limited(header, LARGEST if plain else HEADERS)
         return header
+
+
+def _limited(header: tarfile.TarInfo, limit: int) -> None:
+    if not 0 <= header.size <= limit:
+        raise tarfile.ReadError(f"{header.name!r} promises {header.size:,} bytes, expected 0 to {limit:,}")
 
 
 EXTENDED = (
@@ -153,13 +160,13 @@ class Archive:
 
     def _end(self, rest: Any) -> None:
         """Read to the end, where the checksum of a packed stream is compared; behind the members are only zeros."""
-        for _ in range(LARGEST // CHUNK):
+        for _ in range(BEHIND // CHUNK):
             found = rest.read(CHUNK)
             if not found:
                 return
             if any(found):
                 raise tarfile.ReadError("there is more behind its end; were several archives put together?")
-        raise tarfile.ReadError(f"more than {LARGEST:,} zeros behind its end")
+        raise tarfile.ReadError(f"more than {BEHIND:,} zeros behind its end")
 
 
 def _refused(header: tarfile.TarInfo) -> str:

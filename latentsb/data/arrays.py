@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentsb.data.planes import NPY
 from latentsb.data.source import SOURCES, Items, Source
 from latentsb.errors import ArgumentError, DataError, nearest
 from latentsb.tensors import Spec
@@ -20,6 +24,11 @@ from latentsb.tensors import Spec
 __all__ = ["ArraySource", "Digits", "Npz", "layout_of", "mirrored"]
 
 IMAGE_CHANNELS = (1, 3, 4)
+UNREADABLE = (
+    *(ValueError, OSError, EOFError, MemoryError, RuntimeError),  # encrypted members are the last
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error),
+)
+"""What NumPy and zipfile raise over files that are damaged, hostile, or too large."""
 
 
 def mirrored(x: Tensor, variant: np.ndarray | None) -> Tensor:
@@ -190,12 +199,17 @@ class _File:
         if not path.is_file():
             raise DataError(f"{path}: there is no such file")
         try:
-            loaded = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            with path.open("rb") as stream:  # looked at first: a bare array would be read at once, however large
+                bare = stream.read(len(NPY)) == NPY
+            if not bare:
+                self.arrays: np.lib.npyio.NpzFile = np.load(path, allow_pickle=False)
+        except UNREADABLE as error:
             raise DataError(f"{path}: not a readable .npz file ({error})") from error
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
+        if bare:
             raise DataError(f"{path}: holds one bare array; save it by name with numpy.savez(path, x0=array)")
-        self.arrays = loaded
+        twice = [name for name, count in Counter(self.arrays.files).items() if count > 1]
+        if twice:
+            raise DataError(f"{path}: holds the array '{twice[0]}' twice")
 
     def array(self, name: str, key: str) -> np.ndarray:
         """One array, refused if it is absent, damaged or of objects; `key` is the argument that names it."""
@@ -204,9 +218,24 @@ class _File:
             known = f" It has: {', '.join(has)}; set data.{key}={_likely(name, has)}" if has else " It is empty"
             raise DataError(f"{self.path}: has no array '{name}'.{nearest(name, has)}{known}")
         try:
+            self._believe(name)
             return np.asarray(self.arrays[name])
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-            raise DataError(f"{self.path}: array '{name}' cannot be read ({error})") from error
+        except UNREADABLE as error:
+            told = error or type(error).__name__
+            raise DataError(f"{self.path}: array '{name}' cannot be read ({told})") from error
+
+    def _believe(self, name: str) -> None:
+        """Hold what the header of an array promises to the bytes that are there, before memory is taken for it."""
+        packed = self.arrays.zip
+        assert packed is not None  # it is open
+        member = next(info for info in packed.infolist() if info.filename in (name, f"{name}.npy"))
+        with packed.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(stream)
+        promised = math.prod(shape) * dtype.itemsize
+        if not dtype.hasobject and not 0 <= promised <= member.file_size:
+            raise ValueError(f"its header promises {promised:,} bytes, it holds {member.file_size:,}")
 
     def samples(self, name: str, key: str, layout: str | None) -> Tensor:
         """Samples as finite float32 numbers, channels first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from stat import S_ISREG
+from typing import NoReturn
 
 from latentsb.data.pixels import ENDINGS, PixelRule, UnreadableError
 from latentsb.errors import DataError
@@ -36,9 +39,11 @@ class Entry:
         """The file as it is now.
 
         Raises:
-            OSError: if it is not there.
+            OSError: if it is not there, or is a folder, a device, a pipe or a socket.
         """
         stat = (root / path).stat()
+        if not S_ISREG(stat.st_mode):  # a device has no end, and whoever opens a pipe waits for a writer
+            raise OSError(errno.EINVAL, "is no regular file", str(root / path))
         return cls(path, stat.st_size, stat.st_mtime_ns)
 
 
@@ -77,24 +82,49 @@ class Scan:
 def listing(root: Path, endings: Sequence[str] = ()) -> tuple[Entry, ...]:
     """All files with an image's ending below a folder, ordered by path; hidden files and folders are left out.
 
+    Links are followed, but to a folder that one is in. A file that cannot be looked at has the size -1.
+
     Args:
         root: of the images.
         endings: lower case, in place of those of images.
 
     Raises:
-        DataError: if there is no such folder.
+        DataError: if there is no such folder, or one in it cannot be read.
     """
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder")
-    return tuple(Entry.of(root, path) for path in sorted(_paths(root, tuple(endings) or tuple(ENDINGS))))
+    return tuple(_entry(root, path) for path in sorted(_paths(root, tuple(endings) or tuple(ENDINGS))))
+
+
+def _entry(root: Path, path: str) -> Entry:
+    try:
+        return Entry.of(root, path)
+    except OSError:
+        return Entry(path, -1, 0)  # why is told when it is read
 
 
 def _paths(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    above: dict[str, tuple[tuple[int, int], ...]] = {str(root): ()}  # the folders that each one is in
+    for folder, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
+        inside = (*above.pop(folder), _identity(folder))
+        shown = [(name, os.path.join(folder, name)) for name in folders if not name.startswith(".")]
+        folders[:] = [name for name, path in shown if _identity(path) not in inside]
+        above.update((os.path.join(folder, name), inside) for name in folders)
         for name in files:
             if not name.startswith(".") and name.lower().endswith(endings):
                 yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    try:
+        stat = os.stat(folder)
+    except OSError as error:
+        _unreadable(error)
+    return stat.st_dev, stat.st_ino
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def scan(
@@ -146,10 +176,13 @@ def _check(
     def finding(entry: Entry) -> Finding:
         path, digest = root / entry.path, ""
         try:
+            Entry.of(root, entry.path)  # before it is opened
             digest = content(path)
             rule.read(path)
-        except (OSError, UnreadableError) as error:
-            return Finding(digest, str(error) or type(error).__name__)
+        except OSError as error:
+            return Finding(digest, error.strerror or type(error).__name__)
+        except UnreadableError as error:
+            return Finding(digest, str(error))
         return Finding(digest)
 
     found = {}
