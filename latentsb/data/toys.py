@@ -25,6 +25,19 @@ def source(toy: ArraySource, name: str, points: np.ndarray, labels: np.ndarray |
     ArraySource.__init__(toy, x0, cond=cond, classes=classes, identity={"data": name, **identity})
 
 
+def stretched(points: np.ndarray, stretch: tuple[float, ...]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Points with each axis multiplied by its number, and what that adds to their identity: nothing for none.
+
+    Raises:
+        ArgumentError: if there are not as many numbers as axes.
+    """
+    if not stretch:
+        return points, {}
+    if len(stretch) != points.shape[1]:
+        raise ArgumentError("stretch", f"found {len(stretch)} numbers for {points.shape[1]} axes")
+    return points * np.array(stretch), {"stretch": list(stretch)}
+
+
 @SOURCES.register("gaussian")
 class Gaussian(ArraySource):
     """Points of one Gaussian with full covariance in any dimension.
@@ -151,18 +164,29 @@ class Swissroll(ArraySource):
     Args:
         radius: at the outer end.
         std: of the noise.
+        stretch: what each axis is multiplied with at the end; nothing if empty.
         n: number of points.
         seed: of the points.
+
+    Raises:
+        ArgumentError: if `stretch` does not have a number for each axis.
     """
 
     def __init__(
-        self, *, radius: Positive = 2.0, std: NonNegative = 0.05, n: Count = 10000, seed: NonNegativeInt = 0
+        self,
+        *,
+        radius: Positive = 2.0,
+        std: NonNegative = 0.05,
+        stretch: tuple[Positive, ...] = (),
+        n: Count = 10000,
+        seed: NonNegativeInt = 0,
     ) -> None:
         rng = numpy_generator(seed, "swissroll")
         angle = 1.5 * math.pi * (1.0 + 2.0 * rng.random(n))
         points = radius * (angle / (4.5 * math.pi))[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
         points += std * rng.standard_normal((n, 2))
-        source(self, "swissroll", points, radius=radius, std=std, seed=seed)
+        points, more = stretched(points, stretch)
+        source(self, "swissroll", points, radius=radius, std=std, seed=seed, **more)
 
 
 @SOURCES.register("checkerboard")
@@ -173,14 +197,26 @@ class Checkerboard(ArraySource):
 
     Args:
         half: half of the board's side.
+        stretch: what each axis is multiplied with at the end; nothing if empty.
         n: number of points.
         seed: of the points.
+
+    Raises:
+        ArgumentError: if `stretch` does not have a number for each axis.
     """
 
-    def __init__(self, *, half: Positive = 2.0, n: Count = 10000, seed: NonNegativeInt = 0) -> None:
+    def __init__(
+        self,
+        *,
+        half: Positive = 2.0,
+        stretch: tuple[Positive, ...] = (),
+        n: Count = 10000,
+        seed: NonNegativeInt = 0,
+    ) -> None:
         rng = numpy_generator(seed, "checkerboard")
         row = rng.integers(4, size=n)
         column = 2 * rng.integers(2, size=n) + row % 2
         corner = np.stack([column, row], 1) - 2
         points = half / 2 * (corner + rng.random((n, 2)))
-        source(self, "checkerboard", points, half=half, seed=seed)
+        points, more = stretched(points, stretch)
+        source(self, "checkerboard", points, half=half, seed=seed, **more)

@@ -15,7 +15,7 @@ from latentsb.process.times import time_of_sigma
 from latentsb.ranges import Fraction, NonNegative, OpenFraction, Positive, PositiveFraction, enforce
 from latentsb.solvers.base import GRIDS, Grid, denoising, noisy
 
-__all__ = ["Asinh", "Karras", "KarrasTime", "LogUniform", "Natural", "SigmaGrid", "Symmetric", "Uniform"]
+__all__ = ["Asinh", "Karras", "KarrasTime", "LogUniform", "Natural", "Power", "SigmaGrid", "Symmetric", "Uniform"]
 
 
 def karras(first: float, last: float, points: int, rho: float) -> Tensor:
@@ -94,6 +94,30 @@ class Symmetric(Grid):
         times = ends[0] + passed * (ends[1] - ends[0])
         times[-1] = ends[1]
         return times
+
+
+@GRIDS.register("power")
+@dataclass(frozen=True, kw_only=True)
+class Power(Grid):
+    """Times `(1 − i/steps)^exponent` between the ends of `uniform`: steps that shrink towards t = 0, for every bridge.
+
+    Source: Karras et al. 2022 (EDM), Eq. 5, in t instead of sigma.
+
+    Args:
+        exponent: 1 is `uniform`; larger values crowd the steps near t = 0.
+    """
+
+    exponent: Positive = 2.0
+
+    def __post_init__(self) -> None:
+        enforce(self)
+
+    def times(self, bridge: Bridge, steps: int, towards: End = "x0") -> Tensor:
+        """From the one end of `uniform` to the other."""
+        ends = Uniform().times(bridge, steps, towards)[[0, -1]]
+        late, early = (ends[0], ends[1]) if towards == "x0" else (ends[1], ends[0])
+        falling = early + (late - early) * torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** self.exponent
+        return falling if towards == "x0" else falling.flip(0)
 
 
 @GRIDS.register("karras_time")
