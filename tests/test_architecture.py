@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("autoencoders", "bridges")
 ENGINE = """
     bench checkpoint codefiles codes compare edits evaluate experiment fetch generate guard held latents outputs
-    previews progress report resized results rounds run stages tasks tracking trained trainer translate update walks
+    planning previews progress report resized results rounds run stages tasks tracking trained trainer translate
+    update walks
 """.split()
 RANKS = [
     {"registry", "errors", "tensors", "randomness", "ranges", "parallel", "disk", "weights"},

@@ -32,6 +32,7 @@ COMMANDS = (
     "latentsb.cli.tasks",
     "latentsb.cli.translate",
     "latentsb.cli.likelihood",
+    "latentsb.cli.plan",
     "latentsb.cli.compare",
     "latentsb.cli.caching",
     "latentsb.cli.bench",

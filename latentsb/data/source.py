@@ -194,5 +194,6 @@ SOURCES: Registry[Source] = Registry(
         "latentsb.data.pairs",
         "latentsb.data.folders",
         "latentsb.data.degraded",
+        "latentsb.data.trajectories",
     ),
 )

@@ -121,6 +121,7 @@ NETWORKS: Registry[Network] = Registry(
         "latentsb.networks.unet",
         "latentsb.networks.mlp",
         "latentsb.networks.skips",
+        "latentsb.networks.temporal",
     ),
 )
 ENCODERS: Registry[Encoder] = Registry(
