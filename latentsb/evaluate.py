@@ -187,6 +187,10 @@ class RunSubject(Subject):
         label = known.get("label")
         return labels_of(self.bridge, seeds, None).get("label") if label is None else label
 
+    def follower(self) -> Solver:
+        """The recipe's, or the one that was asked for."""
+        return self.solver or self.experiment.solver
+
     def untrained(self) -> Bridge:
         """Built anew from the recipe, whose seed gives the weights that training began with."""
         known = self.experiment

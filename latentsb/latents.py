@@ -220,8 +220,9 @@ def _fit(experiment: Experiment, signals: Signals | None) -> None:
     autoencoder = experiment.autoencoder
     if not autoencoder.needs_fit or len(experiment.source) == 0:
         return
+    source = experiment.source if experiment.source.pretraining is None else experiment.source.pretraining
     watched = Watched("fitting the autoencoder", signals, brief=True)
-    _first(watched, lambda: fit_autoencoder(autoencoder, experiment.source, watched))
+    _first(watched, lambda: fit_autoencoder(autoencoder, source, watched))
     autoencoder.load_state_dict(parallel.broadcast({k: v.cpu() for k, v in autoencoder.state_dict().items()}))
 
 

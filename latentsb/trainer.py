@@ -314,7 +314,7 @@ class Stage:
         session = self.session
         pixels = session.experiment.source
         if session.head == "autoencoder":
-            return pixels, None
+            return pixels if pixels.pretraining is None else pixels.pretraining, None
         latents = latents_of(self.run.path, session.experiment, self.signals)
         prove_latents(latents, session.experiment, going_on=session.seen > 0)
         return latents, pixels if session.trainable.needs_images else None

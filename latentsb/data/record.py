@@ -219,6 +219,7 @@ class Recorded(Source):
         self.found, self.files, self.why = found, files, "the data are gone"
         if found is not None:
             self.x0, self.x1, self.factors = found.x0, found.x1, found.factors
+            self.pretraining = found.pretraining
 
     def __len__(self) -> int:
         return self.samples

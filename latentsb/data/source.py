@@ -70,6 +70,7 @@ class Source(ABC):
         x0: the law of the samples where it is known: an exact toy, or a density of which there are no samples at all;
             the length is then 0 and batches bring rows only.
         x1: the law of the other end where it is known.
+        pretraining: what stages that train the autoencoder see, where that is other data.
         recipe_key: where the source stands in its recipe, for messages at first use.
     """
 
@@ -81,6 +82,7 @@ class Source(ABC):
     paired: bool = False
     x0: Law | None = None
     x1: Law | None = None
+    pretraining: Source | None = None
     recipe_key: str = "data"
 
     @abstractmethod
@@ -192,8 +194,13 @@ SOURCES: Registry[Source] = Registry(
         "latentsb.data.eot",
         "latentsb.data.sprites",
         "latentsb.data.pairs",
+        "latentsb.data.qubits",
+        "latentsb.data.classes",
         "latentsb.data.folders",
         "latentsb.data.degraded",
+        "latentsb.data.series",
         "latentsb.data.trajectories",
+        "latentsb.data.sheets",
+        "latentsb.data.shifted",
     ),
 )

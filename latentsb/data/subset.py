@@ -40,6 +40,7 @@ class Subset(Source):
         self.factors = source.factors
         self.two_sided, self.paired = source.two_sided, source.paired
         self.x0, self.x1 = source.x0, source.x1
+        self.pretraining = source.pretraining
 
     @cached_property
     def rows(self) -> np.ndarray:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from latentsb.endpoints import Endpoint
     from latentsb.results import Reconstruction
+    from latentsb.solvers.base import Solver
 
 __all__ = ["METRICS", "Data", "Drawn", "Measured", "Metric", "Subject", "Table", "stamp"]
 
@@ -147,6 +148,14 @@ class Subject(ABC):
         """
         raise CapabilityError("nothing can be reconstructed here")
 
+    def follower(self) -> Solver:
+        """The solver that samples are drawn with.
+
+        Raises:
+            CapabilityError: if there is none.
+        """
+        raise CapabilityError("no samples can be drawn here")
+
     def untrained(self) -> Bridge | None:
         """The bridge as it was before training, on its device; None where that cannot be built."""
         return None
@@ -264,6 +273,8 @@ def stamp(word: str, protocol: Mapping[str, Any]) -> str:
 WORDS = (
     "accuracy",
     "autoencoder",
+    "crps",
+    "budget",
     "denoising",
     "disentanglement",
     "frechet",
@@ -275,5 +286,6 @@ WORDS = (
     "recognised",
     "reconstruction",
     "retrieval",
+    "states",
 )
 METRICS: Registry[Metric] = Registry("metric", Metric, homes=tuple(f"latentsb.metrics.{word}" for word in WORDS))

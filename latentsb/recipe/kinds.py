@@ -35,6 +35,7 @@ CONTRACTS = (
     "latentsb.laws",
     "latentsb.channels",
     "latentsb.prior",
+    "latentsb.origins",
     "latentsb.guesses",
     "latentsb.divergence",
     "latentsb.freezing",
