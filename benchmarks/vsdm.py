@@ -3,9 +3,10 @@
 python benchmarks/vsdm.py runs/vsdm [--problems spiral checkerboard] [--seeds 0 1 2] [--images N] [--samples N]
 
 Arms are kept in the folder and the same command goes on. All have one network, one count of images that train it
-(turns of the policy come on top and use no network with gradients) and Heun's method on one grid. `isotropic` starts from
-N(0, I), `isotropic, fitted start` from the Gaussian that its forward process arrives at; W2 is exact between samples, in the
-coordinates of the raw data divided by their standard deviations, and its floor is that of two samples of the data.
+(turns of the policy come on top and use no network with gradients) and Heun's method on one grid. `isotropic`
+starts from N(0, I), `isotropic, fitted start` from the Gaussian that its forward process arrives at; W2 is exact
+between samples, in the coordinates of the raw data divided by their standard deviations, and its floor is that of
+two samples of the data.
 """
 
 from __future__ import annotations
