@@ -151,7 +151,7 @@ def train(folder, policy: str, images: int) -> Run:
     return run
 
 
-@pytest.mark.parametrize("policy", ["full", "low_rank, rank: 1"])
+@pytest.mark.parametrize("policy", ["full", pytest.param("low_rank, rank: 1", marks=pytest.mark.slow)])
 def test_a_run_interrupted_in_either_turn_goes_on_to_the_same_bits(policy, tmp_path):
     whole = train(tmp_path / "whole", policy, 240)
     for images in (48, 80, 112, 240):  # inside the network's turn, inside the policy's, in the next cycle
