@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +107,9 @@ class CRPS(Metric):
 
     def _mean(self, score: Tensor) -> tuple[float, float]:
         """Mean and standard error of scores (N, H)."""
-        parts = torch.stack([part.mean() for part in score.split(self.block)])
+        parts = torch.stack(
+            [part.mean() for part in (score[k : k + self.block] for k in range(0, len(score), self.block))]
+        )
         error = float(parts.std()) / math.sqrt(len(parts)) if len(parts) > 1 else math.nan
         return self.scale * float(score.mean()), self.scale * error
 
@@ -114,7 +117,7 @@ class CRPS(Metric):
         last = history[:, -self.season :]
         return last.repeat(1, -(-steps // self.season))[:, :steps]
 
-    def _draw(self, subject: Subject, cond: dict[str, Tensor], n: int) -> Tensor:
+    def _draw(self, subject: Subject, cond: Mapping[str, Tensor], n: int) -> Tensor:
         """K futures of each window in units of the data, shape (K, N, H)."""
         bridge, found = subject.bridge, []
         known = subject.known(cond).to(bridge.device)
