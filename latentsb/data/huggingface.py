@@ -275,7 +275,7 @@ class HuggingFace(Images):
         if named:
             return tuple(named)
         words = set(self._words)
-        numbered = all(word.isascii() and word.isdigit() for word in words)
+        numbered = all(word.isascii() and word.isdigit() and len(word) < 8 for word in words)
         return tuple(map(str, range(max(map(int, words)) + 1))) if numbered else tuple(sorted(words))
 
     def _own_labels(self) -> np.ndarray:

@@ -54,14 +54,12 @@ class _Column:
         if len(self.parts) == 1 or (number == number[:1]).all():
             k = int(number[0]) if len(number) else 0
             return self.parts[k].take(index - (self.ends[k] - self.parts[k].shape[0]))
-        out: Tensor | None = None
+        found, places = [], []
         for k in np.unique(number).tolist():
-            at = torch.from_numpy(np.flatnonzero(number == k))
-            found = self.parts[k].take(index[at.numpy()] - (self.ends[k] - self.parts[k].shape[0]))
-            out = found.new_empty((len(index), *self.shape)) if out is None else out
-            out[at] = found.to(out.dtype)
-        assert out is not None
-        return out
+            places.append(np.flatnonzero(number == k))
+            found.append(self.parts[k].take(index[places[-1]] - (self.ends[k] - self.parts[k].shape[0])))
+        # Joined, types become the widest of them; an assignment would round, and torch has none of 16-bit integers.
+        return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate(places)))]
 
 
 @SOURCES.register("arrays")

@@ -84,6 +84,14 @@ def test_pixels_and_columns_are_those_put_in(place: str) -> None:
     assert (both.x0 + both.x1).abs().max() < 1e-6
 
 
+def test_large_numbers_are_words() -> None:
+    """Of serial numbers there are as many classes as differ, not all that are smaller."""
+    serial = [10**12 + k % 2 for k in range(6)]
+    found = source(saved("large", rows(serial=serial)), labels="serial")
+    assert found.classes == ("1000000000000", "1000000000001")
+    assert found.read(np.arange(6)).cond["label"].tolist() == [0, 1, 0, 1, 0, 1]
+
+
 def test_content_tells_data_apart_and_not_their_place() -> None:
     found = rows()
     one, two = source(saved("a", found)), source(saved("b", found))
