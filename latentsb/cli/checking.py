@@ -163,10 +163,11 @@ def _shapes(experiment: Experiment, samples: int | None, held: int | None) -> An
     fewer = source.spec.numel / latent.numel
     shown.add_row("one latent", _shape(latent) + (f" ({fewer:.3g} times fewer numbers)" if fewer != 1 else ""))
     if samples is not None:
-        shown.add_row("latents of all samples", size(samples * stored))
+        shown.add_row("latents of all samples", size((samples + source.partners) * stored))
     if experiment.autoencoder.cached:
         mirrored = ", and their mirror images" if source.variants == 2 else ""
-        shown.add_row(f"latents of 1,000 samples{mirrored}", size(1000 * stored))
+        ends = ", both ends" if source.two_sided else ""
+        shown.add_row(f"latents of 1,000 samples{ends}{mirrored}", size((2000 if ends else 1000) * stored))
     return shown
 
 

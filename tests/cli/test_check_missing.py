@@ -56,6 +56,46 @@ def test_shapes_parameters_memory_and_disk_are_told_without_data_and_weights(che
     assert re.search(r"[\d.]+ MB +[\d.]+ GB on the .*, [\d.]+ GB of it for 128", line)  # a checkpoint; memory
 
 
+def test_latents_of_both_ends_are_counted(check, tmp_path):
+    for name in ("x0", "x1"):
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        np.save(tmp_path / "pairs" / f"{name}.npy", np.zeros((10, 3, 8, 12), np.float32))
+    (tmp_path / "r.yaml").write_text(
+        "data: {name: arrays, paths: pairs, x1: x1, paired: true}\n"
+        "autoencoder: {name: kl, widths: [4, 8], groups: 4, blocks: 1}\n"
+        "bridge: {name: flow, network: mlp}\n"
+        "stages: [{train: autoencoder}, {train: bridge}]\n"
+    )
+    code, out, _ = check("r.yaml")
+    assert code == 0
+    assert told(out, "latents of all samples") == f"{2 * 10 * (4 * 4 * 6) * 2 / 1e3:.2f} kB"  # two bytes a number
+    assert told(out, "latents of 1,000 samples, both ends") == f"{2 * 1000 * (4 * 4 * 6) * 2 / 1e3:.0f} kB"
+
+
+def test_what_fits_a_gpu():
+    """Of nine tenths, what stays whatever is trained at once comes off first."""
+    from latentsb.cli.checking import _fitting
+
+    assert _fitting(1e9, 2e9) == "24 GB 10, 80 GB 35, 141 GB 62"
+    assert _fitting(70e9, 3e9) == "24 GB none, 80 GB none, 141 GB 18"
+
+
+@pytest.mark.parametrize(("ema", "kept"), [("", 1), ("train: {ema: null}\n", 0)])
+def test_a_checkpoint_and_what_training_holds_besides_activations(check, tmp_path, monkeypatch, ema, kept):
+    """Weights, two moments, an average if there is one; training holds gradients too. Four bytes each."""
+    monkeypatch.setattr("latentsb.cli.checking.WIDEST", 0)
+    (tmp_path / "r.yaml").write_text(f"data: digits\nbridge: {{name: flow, network: {{name: mlp, width: 400}}}}\n{ema}")
+    code, out, _ = check("r.yaml")
+    assert code == 0
+    from latentsb.experiment import build
+    from latentsb.recipe import Recipe
+
+    numbers = sum(p.numel() for p in build(Recipe.load("r.yaml")).bridge.parameters())
+    checkpoint, memory = re.search(r"([\d.]+) MB +([\d.]+) MB and activations", out).groups()
+    assert float(checkpoint) == pytest.approx(4e-6 * (3 + kept) * numbers, rel=6e-3)
+    assert float(memory) == pytest.approx(4e-6 * (4 + kept) * numbers, rel=6e-3)
+
+
 @pytest.mark.slow
 def test_the_recipe_itself(check):
     code, out, _ = check("ffhq256")
