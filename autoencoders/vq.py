@@ -75,7 +75,8 @@ class VQ(Foldered):
     image, and `codes`, how many different ones it has.
 
     A codebook that is left to itself collapses to few codes. So, when training begins and then every `revive` images,
-    codes to which no latent of 256 images is nearest are moved to latents of these images.
+    codes to which no latent that is looked at (16 per code or more, where 256 images have them) is nearest are moved to
+    some of these.
 
     Latents are cached in float32, since rounding can take one across the border between two codes.
 

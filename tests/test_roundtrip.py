@@ -12,7 +12,7 @@ from latentsb.building import digest
 from latentsb.cache import LatentCache
 from latentsb.data.arrays import ArraySource
 from latentsb.errors import CacheError, DataError
-from latentsb.roundtrip import chosen, prove
+from latentsb.roundtrip import RoundTrip, _moved, chosen, decibel, prove
 from latentsb.stores import STORES, Auto, BFloat16, Float16, Store, UInt8
 from latentsb.tensors import Batch, Spec
 from latentsb.trainable import Loss
@@ -173,3 +173,27 @@ def test_the_error_that_a_cache_tells_is_the_error_that_it_has(tmp_path: Path) -
     assert apart.amax((0, 2, 3)).tolist() == pytest.approx(lost["largest"], rel=1e-3)
     assert apart.square().mean((0, 2, 3)).sqrt().tolist() == pytest.approx(lost["rms"], rel=1e-3)
     assert (tmp_path / "c" / "x0-mean-0-00000.npy").stat().st_size == 128 + N * 48
+
+
+def test_what_a_store_loses_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing else is, twice the error that storing makes on average, in units of the deviation."""
+    monkeypatch.setattr("latentsb.roundtrip.APART", 0.0)
+    data = source()
+    cache, encoder = cached(tmp_path / "c", data, UInt8())
+    found = prove(cache, data, encoder)
+    assert 0 < found.apart <= found.allowed == 2 * max(cache.lost()["rms"])
+
+
+def test_figures_in_closed_form() -> None:
+    assert decibel(0.04) == "20.00 dB"  # an error of a tenth of the range, root mean square
+    assert decibel(0.0) == "∞ dB"
+    two = torch.tensor([[1.0, -1.0], [0.0, 0.5]]).view(2, 1, 1, 2)
+    found = RoundTrip.of(torch.zeros_like(two), two)
+    assert found.errors == (1.0, 0.125)
+    assert found.floor == pytest.approx((0.25 + 0.5625) / 2)  # the pixels' own means are 1/2 and −1/4
+
+
+def test_another_decoder_is_measured_by_how_far_images_moved() -> None:
+    """Of an error e it says at least |√now − √before|: an image that was nearly right may not become a bad one."""
+    now = RoundTrip((0.04, 0.25), 0.0)
+    assert _moved(now, RoundTrip((0.01, 0.36), 0.0)) == pytest.approx(0.1)

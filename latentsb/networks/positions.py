@@ -55,7 +55,8 @@ POSITIONS: Registry[Positions] = Registry("positions", Positions, homes=("latent
 class Interpolated(Positions):
     """The trained extent in other steps, `p_i = (i + 1/2) R/n − 1/2`: a larger image shows the same in more detail.
 
-    No angle leaves the trained range; neighbours are nearer to each other than they ever were in training.
+    No position is farther than half a step beyond the outermost trained one; neighbours are nearer to each other than
+    they ever were in training.
 
     Source: Chen et al. 2023, Extending context window of large language models via positional interpolation, Eq. 4.
     """

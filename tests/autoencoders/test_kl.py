@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,18 @@ def test_divergence_is_that_of_gaussians() -> None:
     truth = torch.distributions.kl_divergence(normal(mean, std), normal(0.0, 1.0)).sum((1, 2, 3))
     torch.testing.assert_close(divergence(mean, std), truth)
     assert divergence(torch.zeros(1, 5), torch.ones(1, 5)).item() == 0.0
+
+
+def test_posterior_is_as_wide_as_the_logarithm_of_its_variance_says() -> None:
+    codec = made(latent_channels=2)
+    last = codec.model.quant_conv
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([3.0, -1.0, 2 * math.log(0.25), 2 * math.log(5.0)]))
+        found = codec.moments(torch.zeros(1, 1, 8, 8))
+    assert found.std is not None
+    torch.testing.assert_close(found.mean[0, :, 0, 0], torch.tensor([3.0, -1.0]))
+    torch.testing.assert_close(found.std[0, :, 0, 0], torch.tensor([0.25, 5.0]))
 
 
 class Known(KL):

@@ -10,6 +10,7 @@ from latentsb.autoencoder import Moments
 from latentsb.autoencoders.representation import Representation, TokenDecoder
 from latentsb.errors import ArgumentError, DataError
 from latentsb.metrics.similarity import psnr
+from latentsb.networks.embeddings import grid_positions, position_features
 from latentsb.randomness import Draws
 from latentsb.tensors import Batch, Spec
 from latentsb.update import Update
@@ -101,6 +102,16 @@ def test_the_decoder_puts_patches_where_their_tokens_are():
     assert changed[:, 4:, 8:].all()
     assert int(changed.sum()) == 2 * 4 * 4
     assert decoder(torch.randn(1, 4, 5, 5)).shape == (1, 2, 20, 20)
+
+
+def test_the_decoder_knows_where_a_token_is():
+    """Equal tokens at unequal places: without layers, what stands before the head is token and place added."""
+    decoder = TokenDecoder(Spec((4, 2, 3)), 2, 4, width=16, depth=0, heads=2)
+    torch.nn.init.normal_(decoder.head.weight)
+    patches = F.unfold(decoder(torch.ones(1, 4, 2, 3)), 4, stride=4)[0].T
+    places = position_features(grid_positions(2, 3, (2, 3)), 16)
+    torch.testing.assert_close(patches, decoder.head(decoder.norm(decoder.embed(torch.ones(6, 4)) + places)))
+    assert torch.pdist(patches).min() > 0.1
 
 
 def settings():

@@ -16,6 +16,7 @@ from latentsb.errors import ArgumentError
 from latentsb.metrics.similarity import psnr
 from latentsb.randomness import Draws
 from latentsb.tensors import Batch, Spec
+from latentsb.trainable import Round
 
 SMALL: dict[str, Any] = {"widths": (8, 16), "groups": 4, "attention": False, "codes": 24, "code_channels": 3}
 IMAGES = Spec((1, 8, 8))
@@ -130,6 +131,10 @@ def test_which_loss_moves_what() -> None:
     truth = torch.zeros_like(book(codec)).index_add(0, index.flatten(), pulls.reshape(-1, 3))
     assert found is not None
     torch.testing.assert_close(found, truth, atol=1e-6, rtol=1e-4)
+    for weight in (0.0, 3.0):  # of the commitment, which the codes do not feel
+        codec.commitment = weight
+        total = codec.loss(Batch(torch.arange(6), x0=x), Draws.step(0, "loss", 0, range(6))).total.sum()
+        torch.testing.assert_close(torch.autograd.grad(total, codes)[0], truth, atol=1e-6, rtol=1e-4)
 
 
 def test_loss_belongs_to_rows_and_counts_both_ends() -> None:
@@ -150,6 +155,31 @@ def test_codes_that_no_latent_takes_become_latents() -> None:
     assert codec.move_unused(latents, torch.tensor([0, 2, 0, 2, 0])) == 3
     torch.testing.assert_close(book(codec).flatten(), torch.tensor([0.0, 0.1, 1.0, 0.2, 0.3]))
     assert codec.move_unused(latents, torch.arange(5)) == 0
+
+
+def test_codes_begin_anew_at_latents_of_the_data() -> None:
+    """All but one code are far away: each becomes the latent of some image at some place, channels together."""
+    codec, x = made(codes=24).eval(), Digits().samples[:20]
+    with torch.no_grad():
+        raw = codec.moments(x).mean.permute(0, 2, 3, 1).reshape(-1, 3)
+        book(codec).copy_(torch.arange(24.0)[:, None] * 1e3 + raw.mean(0))
+
+    class Once(Round):
+        number = 0
+
+        def simulate(self, name: str, rows: int, make: Any) -> Any:
+            with torch.no_grad():
+                return make(Batch(torch.arange(20), x0=x), Draws.step(0, name, 0, range(20)))
+
+    round = Once()
+    round.resumed = True
+    codec.renew(round)
+    assert book(codec).abs().max() > 1e4  # once is enough
+    round.resumed = False
+    codec.renew(round)
+    apart = (book(codec)[1:, None] - raw).norm(dim=-1)
+    assert apart.amin(1).max() < 1e-5
+    assert len(apart.argmin(1).unique()) == 23
 
 
 TRAINED = """

@@ -206,6 +206,20 @@ def test_freeform_holes_are_strokes() -> None:
         assert 300 <= hole.sum() <= 600
 
 
+def test_a_brush_is_as_wide_as_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its diameter is a share of the shorter side, and what it touches at once a disc of that diameter."""
+    radii: list[float] = []
+
+    def seen(height: int, width: int, low: int, high: int, radius: float, rng: np.random.Generator) -> np.ndarray:
+        radii.append(radius)
+        return freeform(height, width, low, high, radius, rng)
+
+    monkeypatch.setattr("latentsb.data.holes.freeform", seen)
+    for brush, radius in ((0.2, 4.0), (0.05, 1.0), (0.01, 0.5)):
+        FreeForm(brush=brush).apply(torch.zeros(1, 1, 40, 60), draws(1))
+        assert radii.pop() == pytest.approx(radius)
+
+
 def test_freeform_shares_that_no_pixels_have_are_refused() -> None:
     with pytest.raises(ArgumentError, match=r"least: is 0.3, more than `most: 0.2`"):
         FreeForm(least=0.3)

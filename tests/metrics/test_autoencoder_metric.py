@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 from latentsb.autoencoder import Autoencoder, Moments
 from latentsb.errors import CapabilityError
 from latentsb.evaluate import metrics_of
-from latentsb.metrics.autoencoder import NONE, Codec, coded
+from latentsb.metrics.autoencoder import NONE, Codec, coded, spectra, table_of
 from latentsb.metrics.similarity import ssim
+from latentsb.metrics.statistics import statistics_of
 from latentsb.tensors import Spec
 
 SHAPE = Spec((1, 8, 8))
@@ -104,10 +105,28 @@ def test_a_lossless_one_has_no_psnr_and_the_picture_shows_both_rows(parts):
     picture = metric.picture(found)
     assert picture is not None
     assert picture.size[0] > 4 * picture.size[1]  # ten images wide, two high
+    lost = metric.picture(replace(found, shown=(torch.ones(1, 3, 8, 8), -torch.ones(1, 3, 8, 8))))
+    assert lost is not None
+    high, low = (lost.convert("L").getpixel((lost.width // 2, lost.height * k // 4)) for k in (1, 3))
+    assert high > low  # originals above
     content = asdict(found)
     del content["hidden"], content["shown"]
     json.dumps(content)  # what is kept of it
     assert found.details["measured on"] == "training data (none are held out)"
+
+
+def test_tables_name_what_they_hold():
+    """A checkerboard of 1 and 3: mean 2, deviation 1, kurtosis −2, all power at one frequency; stripes at another."""
+    board = 2 + torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2)
+    stripes = 5 + 3 * torch.tensor([1.0, -1.0]).repeat(2).expand(4, 4)
+    found = statistics_of([Moments(torch.stack([board, stripes])[None])])
+    assert table_of(found).rows == [("0", [2.0, 1.0, -2.0]), ("1", [5.0, 3.0, -2.0])]
+    (table,) = spectra(found)
+    # Ring 2 of 4 × 4 has the two frequencies of 2 along one side alone and four beside them; ring 3 that of both.
+    rows = dict(table.rows)
+    for ring, board_power, stripe_power in (("0", 0, 0), ("1", 0, 0), ("2", 0, 16 / 6), ("3", 16, 0)):
+        low, high = sorted((board_power, stripe_power))
+        assert rows[ring] == pytest.approx([(low + high) / 2, low, high], abs=1e-9)
 
 
 def test_batches_change_nothing(parts):

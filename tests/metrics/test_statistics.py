@@ -55,6 +55,27 @@ def test_posteriors_are_those_of_samples_without_drawing_any() -> None:
     torch.testing.assert_close(found.spectrum, again.spectrum, atol=0.02, rtol=0)
 
 
+def test_kurtosis_of_two_normal_laws_of_unequal_width() -> None:
+    """`E(d + s n)⁴ = d⁴ + 6 d² s² + 3 s⁴` with d = ∓3/2 about the mean 1/2, half of them with s = 1/2, half with 2."""
+    mean, std = torch.tensor([[-1.0], [2.0]]).repeat(20, 1), torch.tensor([[0.5], [2.0]]).repeat(20, 1)
+    variance, square = 2.25 + 4.25 / 2, 4.25 / 2
+    fourth = 1.5**4 + 6 * 2.25 * square + 3 * (1 / 16 + 16) / 2
+    for batch in (3, 40):  # the first of three are not about the mean of all
+        found = over(mean, std, batch=batch)
+        assert found.std.item() == pytest.approx(math.sqrt(variance))
+        assert found.kurtosis.item() == pytest.approx(fourth / variance**2 - 3)
+
+
+def test_batches_far_from_the_first_change_nothing() -> None:
+    """Images whose level drifts; of 4 × 12 pixels, whose lowest ring has three frequencies."""
+    assert int((radii(4, 12) == 0).sum()) == 3
+    x = drawn(60, 2, 4, 12) + torch.linspace(-20, 20, 60).reshape(-1, 1, 1, 1)
+    for std in (None, 0.1 + drawn(60, 2, 4, 12, seed=1).abs()):
+        whole, parts = over(x, std, batch=60), over(x, std, batch=1)
+        for name in ("mean", "std", "kurtosis", "spectrum"):
+            torch.testing.assert_close(getattr(parts, name), getattr(whole, name), atol=1e-9, rtol=1e-9)
+
+
 def test_rate_is_the_divergence_of_gaussians_in_bits() -> None:
     mean, std = (2 * drawn(50, 3, 2, 4)).float(), (0.1 + drawn(50, 3, 2, 4, seed=1).abs()).float()
     found = over(mean, std, batch=7)

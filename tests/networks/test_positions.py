@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from latentsb.networks.embeddings import THETA, axial_angles, rotary_table, rotate
+from latentsb.networks.embeddings import FAR, THETA, axial_angles, position_features, rotary_table, rotate
 from latentsb.networks.positions import POSITIONS, Extended, Interpolated, NTKScaled
 from latentsb.networks.transformer import Transformer
 from latentsb.tensors import Condition, Spec
@@ -96,3 +96,15 @@ def test_the_transformer_takes_them():
     for found in same[1:]:
         torch.testing.assert_close(found, same[0], rtol=0, atol=0)
     assert min((a - b).abs().max() for a, b in zip(other, [*other[1:], other[0]], strict=True)) > 1e-3
+
+
+def test_the_transformer_scales_each_of_its_tables_by_its_own_number_of_frequencies():
+    """Features of width 32 have eight on an axis, heads of 16 have four: the slowest of each turns a third as far."""
+    net = Transformer(Spec((3, 8, 12)), width=32, depth=1, heads=2, positions=NTKScaled())
+    features, table = net._places(LARGE, torch.device("cpu"))
+    places = NTKScaled().places(LARGE, TRAINED)
+    for count, theta, found, made in (
+        (8, FAR, features, lambda bases: position_features(places, 32, bases)),
+        (4, THETA, table, lambda bases: rotary_table(places, 16, bases)),
+    ):
+        torch.testing.assert_close(found, made((theta * STRETCH ** (count / (count - 1)), theta)))
