@@ -59,8 +59,8 @@ class Tiling:
         ArgumentError: if more than half of a tile would be shared.
     """
 
-    size: Count = 384
-    overlap: NonNegativeInt = 32
+    size: Count = 352
+    overlap: NonNegativeInt = 16
 
     def __post_init__(self) -> None:
         enforce(self)

@@ -12,6 +12,7 @@ import torch
 from latentsb.bridges.flow import Flow
 from latentsb.randomness import Draws
 from latentsb.tensors import Batch
+from latentsb.tiles import Tiling
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = (
@@ -106,6 +107,21 @@ def test_the_parts_of_a_step_add_up_to_it(load):
     assert set(found) == {"forward", "backward", "optimiser", "average", "data", "clipping, logs, rest"}
     assert all(seconds >= 0 for seconds in found.values())
     assert loop.session.step == 2
+
+
+def test_a_seam_error_is_that_of_the_worst_border(load):
+    tiles = load("tiles")
+    assert tiles.TILING == Tiling()  # what is measured is what a user gets
+    tiling = Tiling(size=32, overlap=8)
+    columns = tiling.spans(16, 4)
+    assert [(s.first, s.last) for s in columns] == [(0, 7), (4, 11), (9, 16)]
+    off = torch.zeros(1, 3, 64, 64)
+    off[..., 27:29] = torch.tensor([-0.1, 0.3])  # on both sides of the border at cell 7, in every row
+    # Two of the eight columns within a cell of it; in rows, which share the cuts, two of 64.
+    assert tiles.seam_error(off, tiling, (16, 16), 4) == pytest.approx(0.4 / 8)
+    inside = torch.zeros(1, 3, 64, 64)
+    inside[..., 6:10, 6:10] = 1  # far from every border
+    assert tiles.seam_error(inside, tiling, (16, 16), 4) == 0
 
 
 def test_the_bare_loop_has_the_trainers_loss(load, monkeypatch):
