@@ -14,12 +14,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ENDINGS", "from_uint8", "grid", "image_of", "save_image", "scatter", "show", "to_uint8"]
+__all__ = ["ENDINGS", "from_uint8", "grid", "image_of", "magnitudes", "save_image", "scatter", "show", "to_uint8"]
 
 ENDINGS = (".png", ".jpg", ".webp")
 """Files that a picture can be saved as."""
 HEAD = 18
 """Height of what stands above columns, in pixels."""
+MATRICES = 64
+"""Complex matrices in a picture, at most."""
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -119,8 +121,14 @@ def scatter(points: Tensor, beside: Tensor | None = None) -> Image:
     return Image.open(buffer).convert("RGB")
 
 
+def magnitudes(matrices: Tensor) -> Tensor:
+    """Magnitudes of complex matrices (B, n, n) as grey pictures (B, 1, n, n): 0 is black, the largest is white."""
+    size = matrices.abs().float()
+    return (2 * size / size.amax().clamp_min(1e-12) - 1)[:, None]
+
+
 def show(samples: Tensor, columns: int | None = None, beside: Tensor | None = None, heads: Sequence[str] = ()) -> Image:
-    """A grid of images (B, C, H, W), a scatter plot of anything else (B, …).
+    """A grid of images (B, C, H, W) or of magnitudes of complex matrices (B, n, n), a scatter plot of anything else.
 
     Args:
         samples: to show.
@@ -128,4 +136,6 @@ def show(samples: Tensor, columns: int | None = None, beside: Tensor | None = No
         beside: of vectors, other points to show in grey below.
         heads: what stands above each column of images.
     """
+    if samples.is_complex():
+        return grid(magnitudes(samples[:MATRICES]), columns, heads=heads)
     return grid(samples, columns, heads=heads) if samples.ndim == 4 else scatter(samples, beside)

@@ -48,7 +48,7 @@ def preview(experiment: Experiment, path: Path, *, stage: str) -> bool:
         return False
     if len(experiment.source) == 0:
         return _alone(experiment, path)
-    pictures = len(spec.shape) == 3
+    pictures = _pictures(spec)
     n = settings.n if pictures else max(settings.n, POINTS)
     items = experiment.source.read(np.arange(min(n, len(experiment.source))))
     real, seeds = items.x0, range(settings.seed, settings.seed + n)
@@ -65,7 +65,7 @@ def preview(experiment: Experiment, path: Path, *, stage: str) -> bool:
 def _alone(experiment: Experiment, path: Path) -> bool:
     """Samples of a bridge that has no data beside which to show them."""
     settings, spec = experiment.recipe.preview, experiment.source.spec
-    n = settings.n if len(spec.shape) == 3 else max(settings.n, POINTS)
+    n = settings.n if _pictures(spec) else max(settings.n, POINTS)
     _write(show(sample(experiment, range(settings.seed, settings.seed + n)).images), path)
     return True
 
@@ -91,5 +91,10 @@ def _of_bridge(experiment: Experiment, seeds: range, real: Tensor | None, cond: 
     return rows
 
 
+def _pictures(spec: Spec) -> bool:
+    """Images, and complex matrices, which are shown by their magnitudes; all else is points."""
+    return len(spec.shape) == 3 or spec.dtype.is_complex
+
+
 def _shown(spec: Spec) -> bool:
-    return len(spec.shape) == 3 or (len(spec.shape) == 1 and spec.numel >= 2)
+    return _pictures(spec) or (len(spec.shape) == 1 and spec.numel >= 2)

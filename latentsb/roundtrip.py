@@ -54,8 +54,8 @@ class RoundTrip:
     @classmethod
     def of(cls, decoded: Tensor, images: Tensor) -> RoundTrip:
         """Compare images (B, C, H, W)."""
-        errors = (decoded - images).double().square().flatten(1).mean(1)
-        floor = (images - images.mean(0)).double().square().mean()
+        errors = (decoded - images).abs().double().square().flatten(1).mean(1)
+        floor = (images - images.mean(0)).abs().double().square().mean()
         return cls(tuple(errors.tolist()), float(floor))
 
     @property
@@ -135,14 +135,14 @@ def measured(source: Source, autoencoder: Autoencoder, index: np.ndarray) -> tup
     images = source.read(index, sides(source, index)).x0
     device = autoencoder.shift.device
     latents = autoencoder.encode(images.to(device))
-    return RoundTrip.of(autoencoder.decode(latents).cpu().float(), images), images, latents.cpu().float()
+    return RoundTrip.of(_wide(autoencoder.decode(latents)), images), images, latents.cpu().float()
 
 
 @torch.no_grad()
 def kept(source: Source, autoencoder: Autoencoder, index: np.ndarray, raw: Tensor) -> Kept:
     """The round trip through raw latents, as a cache that is being made holds them."""
     images = source.read(index, sides(source, index)).x0
-    decoded = autoencoder.decode(autoencoder.normalise(raw.to(autoencoder.shift.device))).cpu().float()
+    decoded = _wide(autoencoder.decode(autoencoder.normalise(raw.to(autoencoder.shift.device))))
     return Kept(tuple(index.tolist()), RoundTrip.of(decoded, images).errors)
 
 
@@ -167,7 +167,7 @@ def prove(cache: LatentCache, source: Source, autoencoder: Autoencoder, *, fewer
     own, images, latents = measured(source, autoencoder, index)
     held = cache.read(index, sides(source, index)).x0
     with torch.no_grad():
-        decoded = autoencoder.decode(held.to(autoencoder.shift.device)).cpu().float()
+        decoded = _wide(autoencoder.decode(held.to(autoencoder.shift.device)))
     found = Tested(
         own,
         RoundTrip.of(decoded, images),
@@ -196,6 +196,11 @@ def prove(cache: LatentCache, source: Source, autoencoder: Autoencoder, *, fewer
             "autoencoder's, or images that are not what it was trained on; see what `latentsb check` says of them"
         )
     return found
+
+
+def _wide(decoded: Tensor) -> Tensor:
+    """On the CPU, float32 at least; complex matrices stay what they are."""
+    return decoded.cpu() if decoded.is_complex() else decoded.cpu().float()
 
 
 def _moved(now: RoundTrip, before: RoundTrip) -> float:
