@@ -7,11 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy.linalg import hadamard
 from torch import Tensor, nn
 
+from latentsb.bridges.dsb import DSB
+from latentsb.laws import Ends
 from latentsb.networks.base import Decoder, Encoder, Network
+from latentsb.oracles.normal import Affine, Normal
 from latentsb.process.times import TimeDistribution
+from latentsb.randomness import Draws
 from latentsb.tensors import Batch, Condition, Spec
+from latentsb.trainable import Round
 
 DOUBLE = torch.float64
 MEAN = torch.tensor([0.5, -1.0], dtype=DOUBLE)
@@ -163,6 +169,99 @@ class Constant(Network):
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.layer(torch.ones_like(x[:, :1]))
+
+
+class Maps(Network):
+    """An affine map of the state for each time, as an oracle or a fit gives it."""
+
+    def __init__(self, x: Spec, cond: object = None, out: object = None, *, maps: Callable | None = None) -> None:
+        super().__init__(x)
+        self.maps, self.times = maps or (lambda t: 0.0 * Affine.identity(x.numel)), []
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        self.times.append(t.detach().clone())
+        if t.ndim == 0:
+            return self.maps(t.double())(x)
+        out = torch.empty_like(x)
+        for time in t.unique():
+            out[t == time] = self.maps(time.double())(x[t == time])
+        return out
+
+
+class Quick:
+    """Draws of many rows from one generator."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.rng = size, torch.Generator().manual_seed(seed)
+
+    def normal(self, name: str, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self.rng, dtype=like.dtype)
+
+    def uniform(self, name: str) -> Tensor:
+        return torch.rand(self.size, generator=self.rng, dtype=DOUBLE)
+
+    def integers(self, name: str, high: int) -> Tensor:
+        return torch.randint(high, (self.size,), generator=self.rng)
+
+    def fork(self, name: str) -> "Quick":
+        return self
+
+
+class Columns:
+    """Draws of one number that are columns of ±1, orthogonal to each other and to the constant: exact moments.
+
+    What is affine in normal draws has under them exactly the mean and the covariance that it has on average. Two
+    columns are the ends, unrelated, two the noise of paths and of the coupling, and every other draw has one of its
+    own. With times, all rows stand there once at each of them.
+    """
+
+    FIXED = ("constant", "x0", "x1", "path", "reference")
+
+    def __init__(self, steps: int, times: Tensor | None = None) -> None:
+        self.rows, self.used = 2 ** math.ceil(math.log2(steps + len(self.FIXED))), len(self.FIXED)
+        self.times, self.copies = times, 1 if times is None else len(times)
+        self.columns = torch.from_numpy(hadamard(self.rows)).double()
+
+    def normal(self, name: str, like: Tensor | None = None) -> Tensor:
+        known = name in self.FIXED
+        self.used += not known
+        column = self.FIXED.index(name) if known else self.used - 1
+        return self.columns[:, column].repeat(self.copies)[:, None]
+
+    def integers(self, name: str, high: int) -> Tensor:
+        assert high == self.rows, "a table of other rows"
+        return torch.arange(high).repeat(self.copies)
+
+    def uniform(self, name: str) -> Tensor:
+        assert self.times is not None
+        return self.times.repeat_interleave(self.rows)
+
+    def fork(self, name: str) -> "Columns":
+        return self
+
+
+class OneBlock(Round):
+    """A round whose tables are one block, of data from two normal laws."""
+
+    def __init__(self, number: int, x0: Normal, x1: Normal, draws: Draws | Quick | Columns | None = None) -> None:
+        self.number, self.x0, self.x1, self.draws, self.names = number, x0, x1, draws, []
+
+    def simulate(self, name, rows, make):
+        self.names.append(name)
+        draws = self.draws or Quick(rows, self.number)
+        return make(both(self.x0, self.x1, rows, draws), draws)
+
+
+def both(x0: Normal, x1: Normal, n: int, draws: Draws | Quick | Columns) -> Batch:
+    """n rows of unrelated ends."""
+    return Batch(torch.arange(n), x0.sample(n, draws, "x0"), x1.sample(n, draws, "x1"))
+
+
+def dsb(dim: int = 1, **keys) -> DSB:
+    """A bridge whose networks are affine maps."""
+    ends = Ends(Spec((dim,), DOUBLE), two_sided=True)
+    return DSB(ends, **{"network": Maps, "dropout": 0.0, **keys})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from latentsb.bridge import BRIDGES
 from latentsb.errors import ArgumentError
 from latentsb.laws import Ends
-from latentsb.networks.base import Network
 from latentsb.oracles import chain
 from latentsb.oracles.gaussian import GaussianBridge
 from latentsb.oracles.normal import Affine, Normal
@@ -24,7 +21,6 @@ from latentsb.solvers.base import counting
 from latentsb.solvers.grid import LogUniform, Symmetric
 from latentsb.solvers.sde import EulerMaruyama
 from latentsb.tensors import Batch, Condition, Spec
-from latentsb.trainable import Round
 
 DSB = BRIDGES["dsb"]
 F64 = torch.float64
@@ -32,75 +28,17 @@ KINDS = [Original(), Simplified(), Terminal()]
 ONE = Normal.isotropic(1)
 
 
-class Maps(Network):
-    """An affine map of the state for each time, as an oracle or a fit gives it."""
-
-    def __init__(self, x: Spec, cond: object = None, out: object = None, *, maps: Callable | None = None) -> None:
-        super().__init__(x)
-        self.maps, self.times = maps or (lambda t: 0.0 * Affine.identity(x.numel)), []
-        self.unused = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        self.times.append(t.detach().clone())
-        if t.ndim == 0:
-            return self.maps(t.double())(x)
-        out = torch.empty_like(x)
-        for time in t.unique():
-            out[t == time] = self.maps(time.double())(x[t == time])
-        return out
-
-
-class Quick:
-    """Draws of many rows from one generator."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.rng = size, torch.Generator().manual_seed(seed)
-
-    def normal(self, name: str, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self.rng, dtype=like.dtype)
-
-    def uniform(self, name: str) -> Tensor:
-        return torch.rand(self.size, generator=self.rng, dtype=F64)
-
-    def integers(self, name: str, high: int) -> Tensor:
-        return torch.randint(high, (self.size,), generator=self.rng)
-
-    def fork(self, name: str) -> Quick:
-        return self
-
-
-class OneBlock(Round):
-    """A round whose data are drawn from two normal laws."""
-
-    def __init__(self, number: int, x0: Normal, x1: Normal, seed: int = 0) -> None:
-        self.number, self.x0, self.x1, self.seed, self.names = number, x0, x1, seed, []
-
-    def simulate(self, name, rows, make):
-        self.names.append(name)
-        draws = Quick(rows, 1000 * self.seed + self.number)
-        return make(both(self.x0, self.x1, rows, draws), draws)
-
-
-def both(x0: Normal, x1: Normal, n: int, draws: Draws | Quick) -> Batch:
-    return Batch(torch.arange(n), x0.sample(n, draws, "x0"), x1.sample(n, draws, "x1"))
-
-
-def dsb(dim: int = 1, **keys):
-    ends = Ends(Spec((dim,), F64), two_sided=True)
-    return DSB(ends, **{"network": Maps, "dropout": 0.0, **keys})
-
-
 @pytest.mark.parametrize("objective", KINDS)
-def test_a_deterministic_pair_says_which_way_and_when(objective):
+def test_a_deterministic_pair_says_which_way_and_when(gauss, objective):
     """Chains that carry 0 to 1 in a straight line: the state is its own time, and the way back is exactly −1."""
-    bridge = dsb(objective=objective, reference=Brownian(sigma=1e-7), steps=8)
+    bridge = gauss.dsb(objective=objective, reference=Brownian(sigma=1e-7), steps=8)
     bridge.turn.fill_(1)
     still = Normal(torch.zeros(1, dtype=F64), torch.zeros(1, 1, dtype=F64))
     point = Normal(torch.ones(1, dtype=F64), still.cov)
     for end, other, drift in (("x1", "x0", 1.0), ("x0", "x1", -1.0)):
         bridge.networks[end].maps = lambda t, drift=drift: Affine(still.cov, torch.tensor([drift], dtype=F64))
-        draws = Quick(512, 3)
-        table = bridge.simulate_chains(both(still, point, 512, draws), draws, end)
+        draws = gauss.Quick(512, 3)
+        table = bridge.simulate_chains(gauss.both(still, point, 512, draws), draws, end)
         link, _ = bridge.links(table, draws, other)
         torch.testing.assert_close(link.after[:, 0], link.t, atol=1e-6, rtol=0)
         torch.testing.assert_close(link.before[:, 0], link.s, atol=1e-6, rtol=0)
@@ -108,10 +46,10 @@ def test_a_deterministic_pair_says_which_way_and_when(objective):
         torch.testing.assert_close(label, torch.full_like(label, -drift), atol=1e-4, rtol=0)
 
 
-def test_training_and_sampling_ask_at_the_same_times():
+def test_training_and_sampling_ask_at_the_same_times(gauss):
     """True forward time of the state that is asked, and no other: the backward network never at 0, nor forward at 1."""
-    bridge = dsb(steps=10)
-    batch, draws = both(ONE, ONE, 4096, Quick(4096, 0)), Quick(4096, 1)
+    bridge = gauss.dsb(steps=10)
+    batch, draws = gauss.both(ONE, ONE, 4096, gauss.Quick(4096, 0)), gauss.Quick(4096, 1)
     for end in ("x0", "x1"):
         network = bridge.networks[end]
         bridge._loss_towards(end)(batch, draws)
@@ -124,8 +62,8 @@ def test_training_and_sampling_ask_at_the_same_times():
         assert float(trained[0]) == (0.1 if end == "x0" else 0.0)
 
 
-def test_rows_are_drawn_from_all_chains_and_places_independently():
-    bridge, paths = dsb(steps=20), 300
+def test_rows_are_drawn_from_all_chains_and_places_independently(gauss):
+    bridge, paths = gauss.dsb(steps=20), 300
     table = {"x": (torch.arange(paths, dtype=F64)[:, None] * 100 + torch.arange(21))[..., None]}
     link, _ = bridge.links(table, Draws.block(0, "rows", 0, 6000), "x0")
     path, place = (link.before[:, 0] // 100).long(), (link.before[:, 0] % 100).long()
@@ -140,20 +78,20 @@ def test_rows_are_drawn_from_all_chains_and_places_independently():
 
 
 @pytest.mark.parametrize(("objective", "calls"), [(Original(), 40), (Simplified(), 20), (Terminal(), 20)])
-def test_simplified_chains_cost_half(objective, calls):
-    bridge = dsb(objective=objective, steps=20)
-    draws = Quick(4, 0)
+def test_simplified_chains_cost_half(gauss, objective, calls):
+    bridge = gauss.dsb(objective=objective, steps=20)
+    draws = gauss.Quick(4, 0)
     for turn, end, expected in ((0, "x1", 0), (1, "x0", calls), (2, "x1", calls)):
         bridge.turn.fill_(turn)
         with counting(bridge) as count:
-            table = bridge.simulate_chains(both(ONE, ONE, 4, draws), draws, end)
+            table = bridge.simulate_chains(gauss.both(ONE, ONE, 4, draws), draws, end)
         assert count.calls == expected
         assert ("correction" in table) == isinstance(objective, Original)
 
 
-def test_states_do_not_lose_small_steps_in_short_types():
+def test_states_do_not_lose_small_steps_in_short_types(gauss):
     """Steps of 1e-3 from 1, where bf16 has a spacing of 8e-3: the spread of 20 is right to 5 standard errors."""
-    bridge = DSB(Ends(Spec((4,), torch.bfloat16), two_sided=True), network=Maps, reference=Brownian(sigma=1e-3))
+    bridge = DSB(Ends(Spec((4,), torch.bfloat16), two_sided=True), network=gauss.Maps, reference=Brownian(sigma=1e-3))
     x = torch.ones(1000, 4, dtype=torch.bfloat16)
     table = bridge.simulate_chains(Batch(torch.arange(1000), x, x), Draws.block(0, "x", 0, 1000), "x1")
     assert table["x"].dtype == torch.float32
@@ -161,27 +99,27 @@ def test_states_do_not_lose_small_steps_in_short_types():
     assert spread == pytest.approx(1e-3, rel=5 / math.sqrt(8000))
 
 
-def test_conditions_travel_with_their_chain():
+def test_conditions_travel_with_their_chain(gauss):
     ends = Ends(Spec((1,), F64), cond={"label": Spec((), torch.int64, classes=9)}, two_sided=True)
-    bridge = DSB(ends, network=Maps, reference=Brownian(sigma=1e-7))
+    bridge = DSB(ends, network=gauss.Maps, reference=Brownian(sigma=1e-7))
     labels = torch.arange(64) % 9
     cond = Condition({"label": labels}, {"label": labels != 4})
     x = labels.double()[:, None]
-    table = bridge.simulate_chains(Batch(torch.arange(64), x, x, cond), Quick(64, 0), "x1")
-    link, cond = bridge.links(table, Quick(256, 1), "x0")
+    table = bridge.simulate_chains(Batch(torch.arange(64), x, x, cond), gauss.Quick(64, 0), "x1")
+    link, cond = bridge.links(table, gauss.Quick(256, 1), "x0")
     assert torch.equal(cond["label"], link.after[:, 0].round().long())
     assert torch.equal(cond.mask("label"), cond["label"] != 4)
 
 
 @pytest.mark.parametrize("prediction", [DriftItself(), Scaled(), EndPoint()])
 @pytest.mark.parametrize("objective", KINDS)
-def test_errors_are_in_units_of_the_step_s_noise_or_of_the_output(objective, prediction):
+def test_errors_are_in_units_of_the_step_s_noise_or_of_the_output(gauss, objective, prediction):
     """No error at the label; beside it `√h δ/g` of the step that was simulated, or what the output changes by."""
     reference, grid = OU(theta=0.4, sigma=0.9), Symmetric(ratio=0.2)
-    bridge = dsb(objective=objective, prediction=prediction, reference=reference, steps=6, grid=grid)
+    bridge = gauss.dsb(objective=objective, prediction=prediction, reference=reference, steps=6, grid=grid)
     for end in ("x0", "x1"):
-        draws = Quick(50, 0)
-        table = bridge.simulate_chains(both(ONE, ONE, 50, draws), draws, "x1" if end == "x0" else "x0")
+        draws = gauss.Quick(50, 0)
+        table = bridge.simulate_chains(gauss.both(ONE, ONE, 50, draws), draws, "x1" if end == "x0" else "x0")
         link, _ = bridge.links(table, draws, end)
         label = objective.label(link, reference, end)
         right, beside = (prediction.target(b, link.after, link.t, reference, end) for b in (label, label + 0.3))
@@ -192,19 +130,19 @@ def test_errors_are_in_units_of_the_step_s_noise_or_of_the_output(objective, pre
             torch.testing.assert_close(error, expected.expand_as(error), atol=1e-9, rtol=1e-9)
 
 
-def test_an_untrained_step_costs_one_per_dimension_at_any_number_of_steps():
+def test_an_untrained_step_costs_one_per_dimension_at_any_number_of_steps(gauss):
     """Brownian steps less nothing: the loss is the square of standard normal noise, `1 ± √(2/n)`."""
     for steps in (5, 80):
-        bridge = dsb(dim=3, steps=steps, reference=Brownian(sigma=0.3), grid=Symmetric(ratio=0.05))
-        batch = both(Normal.isotropic(3), Normal.isotropic(3), 20_000, Quick(20_000, 0))
-        total = bridge._loss_towards("x0")(batch, Quick(20_000, 1)).total
+        bridge = gauss.dsb(dim=3, steps=steps, reference=Brownian(sigma=0.3), grid=Symmetric(ratio=0.05))
+        batch = gauss.both(Normal.isotropic(3), Normal.isotropic(3), 20_000, gauss.Quick(20_000, 0))
+        total = bridge._loss_towards("x0")(batch, gauss.Quick(20_000, 1)).total
         assert float(total.mean()) == pytest.approx(1, abs=4 * math.sqrt(2 / 60_000))
 
 
 # Turns and grids
 
 
-def test_a_noiseless_last_step_loses_its_variance_and_nothing_else():
+def test_a_noiseless_last_step_loses_its_variance_and_nothing_else(gauss):
     laws_of_ends = (Normal.isotropic(1, 0.4, 0.7), Normal.isotropic(1, -0.3, 1.6))
     truth = GaussianBridge.between(*laws_of_ends, Brownian(sigma=1.0))
     times, n = chain.uniform(20, "x0"), 4096
@@ -214,11 +152,11 @@ def test_a_noiseless_last_step_loses_its_variance_and_nothing_else():
     ]
     assert float(laws[0].cov - laws[1].cov) == pytest.approx(1 / 20, rel=1e-12)
     assert float(laws[0].mean) == float(laws[1].mean)
-    bridge = dsb()
+    bridge = gauss.dsb()
     bridge.networks["x0"].maps = truth.b_b
     bridge.turn.fill_(1)
     draws = Draws.block(0, "sampling", 0, n)
-    state = bridge.start(both(*laws_of_ends, n, draws), draws, "x0")
+    state = bridge.start(gauss.both(*laws_of_ends, n, draws), draws, "x0")
     ends = [EulerMaruyama(steps=20, noiseless_last=last).run(bridge, state, draws).x for last in (False, True)]
     for x, law in zip(ends, laws, strict=True):
         assert float(x.var()) == pytest.approx(float(law.cov), rel=5 * math.sqrt(2 / n))
@@ -226,12 +164,12 @@ def test_a_noiseless_last_step_loses_its_variance_and_nothing_else():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 20])
-def test_symmetric_steps(steps):
-    times = Symmetric(ratio=0.1).times(dsb(), steps)
+def test_symmetric_steps(gauss, steps):
+    times = Symmetric(ratio=0.1).times(gauss.dsb(), steps)
     sizes = -times.diff()
     assert (float(times[0]), float(times[-1])) == (1.0, 0.0)
     torch.testing.assert_close(sizes, sizes.flip(0))
-    torch.testing.assert_close(Symmetric(ratio=0.1).times(dsb(), steps, "x1"), 1 - times)
+    torch.testing.assert_close(Symmetric(ratio=0.1).times(gauss.dsb(), steps, "x1"), 1 - times)
     if steps > 2:
         assert float(sizes[0] / sizes.max()) == pytest.approx(0.1)
         growth = sizes[: (steps + 1) // 2].diff()
@@ -240,26 +178,26 @@ def test_symmetric_steps(steps):
     assert float(0.49 * sizes.sum()) == pytest.approx(Brownian(sigma=0.7).epsilon)
 
 
-def test_the_first_chains_are_the_reference_s_until_the_first_turn_ends():
-    bridge, reference = dsb(reference=OU(theta=0.7, sigma=0.5)), OU(theta=0.7, sigma=0.5)
+def test_the_first_chains_are_the_reference_s_until_the_first_turn_ends(gauss):
+    bridge, reference = gauss.dsb(reference=OU(theta=0.7, sigma=0.5)), OU(theta=0.7, sigma=0.5)
     x, t = torch.tensor([[2.0]], dtype=F64), torch.tensor(0.3, dtype=F64)
     assert float(bridge.drift(x, t, Condition(), "x1")) == pytest.approx(-1.4)
     assert float(bridge.drift(x, t, Condition(), "x0")) == 0.0
     bridge.networks["x1"].maps = lambda t: Affine.identity(1)
-    bridge.renew(OneBlock(1, ONE, ONE))
+    bridge.renew(gauss.OneBlock(1, ONE, ONE))
     assert int(bridge.turn) == 1
     assert float(bridge.drift(x, t, Condition(), "x1")) == 2.0
     assert reference.epsilon == pytest.approx(0.25 * math.sinh(0.7) / 0.7)
 
 
-def test_refreshes_are_rounds_within_a_turn():
-    bridge = dsb(half_step=60, refresh=20, paths=50)
+def test_refreshes_are_rounds_within_a_turn(gauss):
+    bridge = gauss.dsb(half_step=60, refresh=20, paths=50)
     schedule = bridge.schedule()
     assert [schedule.now(seen, {})[0].trains for seen in (0, 59, 60)] == [("networks.x0.",)] * 2 + [("networks.x1.",)]
     tables = []
     for number in range(4):
         assert schedule.round(20 * number) == number
-        work = OneBlock(number, ONE, ONE)
+        work = gauss.OneBlock(number, ONE, ONE)
         bridge.renew(work)
         tables.append(bridge.chains["x"])
         assert work.names == ["chains towards x1" if number < 3 else "chains towards x0"]
@@ -267,12 +205,12 @@ def test_refreshes_are_rounds_within_a_turn():
     assert not torch.equal(tables[0], tables[1])
 
 
-def test_data_that_are_not_trained_on_have_chains_of_their_own():
-    bridge = dsb(steps=4)
+def test_data_that_are_not_trained_on_have_chains_of_their_own(gauss):
+    bridge = gauss.dsb(steps=4)
     bridge.chains = {"x": torch.full((9, 5, 1), math.nan, dtype=F64)}
-    batch = both(ONE, ONE, 8, Quick(8, 0))
-    assert bridge.train().loss(batch, Quick(8, 1)).total.isnan().all()
-    assert bridge.eval().loss(batch, Quick(8, 1)).total.isfinite().all()
+    batch = gauss.both(ONE, ONE, 8, gauss.Quick(8, 0))
+    assert bridge.train().loss(batch, gauss.Quick(8, 1)).total.isnan().all()
+    assert bridge.eval().loss(batch, gauss.Quick(8, 1)).total.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -285,7 +223,7 @@ def test_data_that_are_not_trained_on_have_chains_of_their_own():
         ({"begin": lambda ends: None}, "begin"),
     ],
 )
-def test_what_cannot_work_is_refused(keys, name):
+def test_what_cannot_work_is_refused(gauss, keys, name):
     with pytest.raises(ArgumentError) as caught:
-        dsb(**keys)
+        gauss.dsb(**keys)
     assert caught.value.name == name
