@@ -24,11 +24,11 @@ class Series(ArraySource):
     """Windows of a monthly series: `future` values as sample, `history` values before them as a condition.
 
     Values are divided into a mean and a standard deviation of the years before `split`, whichever part is asked for.
-    The series that ships is the sea surface temperature in °C of the region Niño 1+2 (0-10° S, 80-90° W), January 1982
-    to December 2017. Windows of `later` have their whole future from `split` on, those of `earlier` end before it.
+    The series that ships is the sea surface temperature in °C of the region Niño 1+2 (0-10° S, 80-90° W), January 1950
+    to December 2010. Windows of `later` have their whole future from `split` on, those of `earlier` end before it.
 
-    Source: NOAA Climate Prediction Center, monthly OISST.v2 Niño indices; a work of the United States government, in
-    the public domain.
+    Source: NOAA National Weather Service, data set ERSST.V3B, index Niño 1+2; in the public domain. The numbers are
+    those of the data set `elnino` in statsmodels.
 
     Args:
         path: CSV with a header, a year and twelve values in each row; the series that ships if None.
@@ -48,7 +48,7 @@ class Series(ArraySource):
         path: Path | None = None,
         history: Count = 24,
         future: Count = 12,
-        split: int = 2006,
+        split: int = 1995,
         later: bool = False,
     ) -> None:
         file = NINO if path is None else Path(path)
