@@ -1,8 +1,11 @@
 """Correlated Gaussian data, whose posteriors are known, and networks that say exactly what an optimal one would."""
 
+import ast
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -293,3 +296,24 @@ def within(sample: Tensor, expected: float | Tensor, errors: float = 4.0) -> boo
 def gauss() -> SimpleNamespace:
     """Everything above."""
     return SimpleNamespace(**{k: v for k, v in globals().items() if not k.startswith("_")})
+
+
+@pytest.fixture(scope="session")
+def places() -> Callable[[str, int], None]:
+    """Hold a list ` 1. what: file.py::test, …` to be numbered up to n, and every test in it to exist."""
+
+    def hold(document: str, n: int) -> None:
+        parts = re.split(r"^ ?(\d+)\. ", document, flags=re.MULTILINE)
+        told = zip(parts[1::2], parts[2::2], strict=True)
+        found = {int(number): re.findall(r"([\w/]+\.py)::(\w+)", text) for number, text in told}
+        assert list(found) == list(range(1, n + 1))
+        written = {}
+        for number, tests in found.items():
+            assert tests, f"check {number} names no test"
+            for file, name in tests:
+                if file not in written:
+                    body = ast.parse((Path(__file__).parents[1] / file).read_text(encoding="utf-8")).body
+                    written[file] = {node.name for node in body if hasattr(node, "name")}
+                assert name in written[file], f"check {number}: no {name} in {file}"
+
+    return hold
