@@ -47,13 +47,15 @@ class Recognised(Metric):
         """For samples of several classes that a linear classifier is soon fitted to."""
         source = subject.train.source
         classes = source.cond["label"].classes or 0 if subject.train.labelled else 0
-        fast = classes > 1 and source.spec.numel <= SMALL
+        fast = classes > 1 and source.spec.numel <= SMALL and not source.spec.dtype.is_complex
         return f"{classes} classes of samples of {source.spec.numel} numbers" if fast else ""
 
     def require(self, subject: Subject) -> None:
-        """Labels are needed."""
+        """Labels are needed, and real numbers."""
         if not subject.train.labelled:
             raise CapabilityError("the metric 'recognised' needs labelled data; these data have no labels")
+        if subject.train.source.spec.dtype.is_complex:
+            raise CapabilityError("the metric 'recognised' needs real samples; these are complex matrices")
 
     def measure(self, subject: Subject) -> Measured:
         """Measure samples; the value is in [0, 1]."""
