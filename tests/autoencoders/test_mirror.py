@@ -12,7 +12,7 @@ from latentsb.bench.arms import trained
 from latentsb.cache import LatentCache
 from latentsb.data.qubits import Qubits
 from latentsb.errors import ArgumentError, DataError
-from latentsb.evaluate import RunSubject
+from latentsb.evaluate import RunSubject, fitting
 from latentsb.metrics.base import METRICS
 from latentsb.metrics.states import invalid, sliced, wasserstein
 from latentsb.outputs import sample_folder
@@ -111,7 +111,10 @@ def test_a_run_from_training_to_figures(tmp_path, word, share):
         assert min(picture.size) > 64
     assert list(folder.rglob("preview*.png"))
     metric = METRICS["states"](directions=8)
-    found = metric.measure(RunSubject(run, experiment, 60))
+    subject = RunSubject(run, experiment, 60)
+    assert "states" in fitting(subject)
+    assert "recognised" not in fitting(subject)  # whose classifier would see real parts alone
+    found = metric.measure(subject)
     json.dumps(dict(found.details))
     assert found.floors["other data"] == 0
     assert found.value == share if share is not None else found.value > 0.02, found
