@@ -32,7 +32,7 @@ class Halves(Identity):
     """The identity, whose latents are worth caching in half precision."""
 
     latent_dtype = torch.float16
-    is_identity = False
+    cached, is_identity = True, False
 
 
 def cached(folder: Path, n: int) -> Source:

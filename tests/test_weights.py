@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ train: {images: 32, batch: 16, warmup: 0}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A small KL autoencoder as diffusers saves it."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small KL autoencoder as diffusers saves it; of random weights, which a run would rightly refuse."""
+    monkeypatch.setattr("latentsb.roundtrip.FLOOR", math.inf)
     torch.manual_seed(0)
     path = tmp_path / "vae"
     KL(Spec((1, 8, 8)), widths=(8, 16), groups=4, latent_channels=3).model.save_pretrained(path)

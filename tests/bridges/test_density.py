@@ -54,7 +54,8 @@ def shaken(module: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_the_mean_weight_of_an_untrained_network_is_z(member):
-    sampler = bridge(MEMBERS[member])
+    # Of a narrower target the weights have tails of which a standard error knows nothing.
+    sampler = bridge(MEMBERS[member], target=TARGET.replace("mean: 1.0, sigma: 0.7", "mean: 0.5, sigma: 0.6"))
     shaken(sampler)
     w = torch.cat([p.log_weight for p in weighted(sampler, 10_000, 10_000, 0)]).exp()
     error = float(w.std()) / math.sqrt(len(w))

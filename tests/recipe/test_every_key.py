@@ -91,7 +91,8 @@ def test_a_key_that_is_removed_takes_its_default_or_is_named(name):
         del holder(values, path)[path[-1]]
         key = ".".join(map(str, path))
         above = key.rpartition(".")[0] or key
-        assert all(p.key.startswith(above) for p in problems(values)), (key, problems(values))
+        found = [p for p in problems(values) if p.key != "data" or "data" in base]  # without a bridge no target is known
+        assert all(p.key.startswith(above) for p in found), (key, found)
 
 
 SIGNS = "{}[]:,-#&*!|>'\"%@`~ \t\n\r\0\\/=.0123456789eExnaNyY<>?é\ufeff"
