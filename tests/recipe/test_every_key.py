@@ -91,7 +91,7 @@ def test_a_key_that_is_removed_takes_its_default_or_is_named(name):
         del holder(values, path)[path[-1]]
         key = ".".join(map(str, path))
         above = key.rpartition(".")[0] or key
-        found = [p for p in problems(values) if p.key != "data" or "data" in base]  # without a bridge no target is known
+        found = [p for p in problems(values) if p.key != "data" or "data" in base]  # which a target replaces
         assert all(p.key.startswith(above) for p in found), (key, found)
 
 
