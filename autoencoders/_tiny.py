@@ -146,7 +146,7 @@ class Tiny(Autoencoder):
         ArgumentError: if images are not of this form, or the weights belong to another autoencoder.
     """
 
-    trained = True
+    trained = deterministic = True
     any_size = True
     word: ClassVar[str]
     factor: ClassVar[int]

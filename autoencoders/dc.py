@@ -87,6 +87,8 @@ class DC(Foldered):
         DataError: if the shape is in a folder that is not complete; says what to put there.
     """
 
+    deterministic = True
+
     word, kind, shape = "dc", "AutoencoderDC", tuple(NEW)
     any_size = True
     tiles = "approximate"

@@ -33,7 +33,7 @@ class Plain(Autoencoder):
         ArgumentError: if samples are no complex square matrices.
     """
 
-    trained = True
+    trained = deterministic = True
     latent_dtype = torch.float32
     bounded = False
 

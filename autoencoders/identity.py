@@ -23,7 +23,7 @@ class Identity(Autoencoder):
         normaliser: `none` leaves samples untouched; `channel` gives them mean 0 and standard deviation 1.
     """
 
-    trained = True
+    trained = deterministic = True
     latent_dtype = torch.float32
     bounded = False
     any_size = True

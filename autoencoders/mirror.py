@@ -35,7 +35,7 @@ class Mirror(Autoencoder):
         ArgumentError: if samples are no complex square matrices.
     """
 
-    trained = True
+    trained = deterministic = True
     latent_dtype = torch.float32
     bounded = False
 

@@ -42,6 +42,8 @@ class MLPAutoencoder(Autoencoder):
         ArgumentError: if the latent is longer than the sample.
     """
 
+    deterministic = True
+
     latent_dtype = torch.float32
 
     def __init__(

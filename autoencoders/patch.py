@@ -35,7 +35,7 @@ class Patch(Autoencoder):
         ArgumentError: if samples are no images, or the factor does not divide their sides.
     """
 
-    trained = True
+    trained = deterministic = True
     latent_dtype = torch.float32
     bounded = False
     cached = False

@@ -86,7 +86,7 @@ class PCA(Autoencoder):
             numbers than a covariance is computed of.
     """
 
-    trained = True
+    trained = deterministic = True
 
     def __init__(
         self, images: Spec, *, components: Count = 64, patch: Count | None = None, normaliser: Normaliser = Channel()

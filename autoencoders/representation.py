@@ -118,6 +118,8 @@ class Representation(Autoencoder):
             the image, or the heads do not fit.
     """
 
+    deterministic = True
+
     mean: Tensor
     std: Tensor
 

@@ -68,6 +68,8 @@ class Small(Foldered):
         DataError: if the shape is in a folder that is not complete; says what to put there.
     """
 
+    deterministic = True
+
     word, kind, shape = "tiny", "AutoencoderTiny", tuple(NEW)
     any_size = True
     tiles = "exact"

@@ -107,6 +107,8 @@ class VQ(Foldered):
         DataError: if the shape is in a folder that is not complete; says what to put there.
     """
 
+    deterministic = True
+
     word, kind, shape = "vq", "VQModel", tuple(NEW)
     latent_dtype = torch.float32
     any_size = True

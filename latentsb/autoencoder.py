@@ -52,6 +52,7 @@ class Autoencoder(Trainable):
         latent: shape of one latent.
         normaliser: how latents are normalised.
         trained: weights come from a file or from nowhere (identity), so no training stage is needed before use.
+        deterministic: there is never a posterior to sample from, so that a recipe which asks for one is refused.
         latent_dtype: what the cache may store latents in without loss that matters.
         bounded: decoded images are clamped to [-1, 1].
         is_identity: raw latents are the samples themselves, so that nothing is gained by caching them.
@@ -68,6 +69,7 @@ class Autoencoder(Trainable):
     images: Spec
     latent: Spec
     trained: bool = False
+    deterministic: bool = False
     latent_dtype: torch.dtype = torch.float16
     bounded: bool = True
     is_identity: bool = False

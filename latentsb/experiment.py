@@ -200,6 +200,9 @@ def _check(experiment: Experiment, borrowed: set[str]) -> None:
     if not experiment.autoencoder.trained and "autoencoder" not in {*trained, *borrowed}:
         message = f"'{recipe.autoencoder.name}' has no trained weights and no stage trains it"
         problems.append(_problem(recipe.autoencoder, f"{message}; begin with stages: [{{train: autoencoder}}, …]"))
+    if experiment.autoencoder.deterministic and recipe.latents.build().posterior:
+        message = f"'{recipe.autoencoder.name}' has no posterior to sample from; leave `posterior` out"
+        problems.append(_problem(recipe.latents, message))
     if "bridge" in trained and "autoencoder" in trained[trained.index("bridge") :]:
         problems.append(Problem("", "stages", "the autoencoder cannot be trained after the bridge that lives in it"))
     for i, stage in enumerate(recipe.stages):
