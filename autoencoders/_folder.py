@@ -139,6 +139,11 @@ class Foldered(Autoencoder):
         self._same(folder / CONFIG, dict(found.config), dict(self.model.config))
         fill(self.model, found.state_dict(), folder / MODEL)
 
+    def raw_decode(self, raw: Tensor) -> Tensor:
+        """Images of raw latents."""
+        decoded: Tensor = self.model.decode(raw).sample
+        return decoded
+
     def terms(self, images: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Named parts of the loss of images, each of shape (B,).
 

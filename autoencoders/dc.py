@@ -201,11 +201,6 @@ class DC(Foldered):
         """The latents; there is no posterior."""
         return Moments(self.model.encode(images).latent)
 
-    def raw_decode(self, raw: Tensor) -> Tensor:
-        """Images of raw latents."""
-        decoded: Tensor = self.model.decode(raw).sample
-        return decoded
-
     def terms(self, images: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Reconstruction."""
         return reconstruction(self.raw_decode(self.moments(images).mean), images, self.distance)

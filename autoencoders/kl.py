@@ -179,11 +179,6 @@ class KL(Foldered):
         posterior = self.model.encode(images).latent_dist
         return Moments(posterior.mean, posterior.std)
 
-    def raw_decode(self, raw: Tensor) -> Tensor:
-        """Images of raw latents."""
-        decoded: Tensor = self.model.decode(raw).sample
-        return decoded
-
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Reconstruction from a posterior sample, and divergence; the mean of both ends where pixels have two."""
         found = self.both_ends(batch, draws)
